@@ -1,0 +1,221 @@
+"""SnapGen's UNet beside DiT-XL/2 and the thin SDXL baseline: ``python -m benchmarks.unet --json FILE``.
+
+On a CPU: fp32, channels_last, one thread, interleaved rounds, in about a minute; ``--training_rounds 2`` adds training
+steps. On a GPU (``--device cuda``): bf16 autocast, eager and compiled.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from json import dumps
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.cuda import Task, Throughput, throughput
+from benchmarks.networks import SUBJECTS, Subject, feed, forward, forward_backward, materialise
+from benchmarks.timing import Environment, Timing, environment, interleave
+from snapgen_pl.models.count import Cost
+from snapgen_pl.models.denoiser import Denoiser
+
+OURS = "snapgen"
+
+
+@dataclass(frozen=True)
+class CPUReport:
+    """What a run on the CPU found.
+
+    Attributes:
+        protocol: what was timed.
+        environment: where.
+        batch: images a pass.
+        size: height and width of the latent.
+        costs: parameters and multiply-accumulates of one image, by network.
+        forward: timings of one prediction, by network.
+        training: timings of forward, loss and backward, by network.
+        ratios: time of a peer over ours, from minima; above 1 ours is faster.
+    """
+
+    protocol: str
+    environment: Environment
+    batch: int
+    size: int
+    costs: dict[str, Cost]
+    forward: dict[str, Timing]
+    training: dict[str, Timing]
+    ratios: dict[str, float]
+
+    def record(self) -> dict[str, object]:
+        """For JSON: the ratios at the top, where a reader and a gate find them."""
+        fields = asdict(self) | {"costs": _costs(self.costs)}
+        ratios: dict[str, object] = fields.pop("ratios")
+        return ratios | fields
+
+
+@dataclass(frozen=True)
+class CUDAReport:
+    """What a run on a GPU found; ``rows`` has one list of measurements a network."""
+
+    protocol: str
+    environment: Environment
+    size: int
+    costs: dict[str, Cost]
+    rows: dict[str, list[Throughput]]
+
+    def record(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self) | {"costs": _costs(self.costs)}
+
+
+def _costs(costs: Mapping[str, Cost]) -> dict[str, dict[str, int]]:
+    return {name: cost._asdict() for name, cost in costs.items()}
+
+
+def ratios(task: Task, timings: Mapping[str, Timing]) -> dict[str, float]:
+    """Time of each peer over ours, by the minima of CPU and wall time."""
+    ours = timings[OURS]
+    peers = {name: timing for name, timing in timings.items() if name != OURS}
+    cpu = {f"{task}_ratio_to_{name}": timing.cpu_min_s / ours.cpu_min_s for name, timing in peers.items()}
+    wall = {f"{task}_wall_ratio_to_{name}": timing.wall_min_s / ours.wall_min_s for name, timing in peers.items()}
+    return cpu | wall
+
+
+def run_cpu(subjects: Mapping[str, Subject], batch: int, size: int, rounds: int, training_rounds: int) -> CPUReport:
+    """Times predictions, then training steps, of all networks in turn.
+
+    Args:
+        subjects: networks by name, ``snapgen`` among them.
+        batch: images a pass.
+        size: height and width of the latent.
+        rounds: timed predictions of each network.
+        training_rounds: timed training steps of each network; 0 leaves them out.
+    """
+    where, device = environment("benchmarks.unet"), torch.device("cpu")
+    networks = {name: materialise(subject.build, device) for name, subject in subjects.items()}
+    feeds = {name: feed(networks[name], batch, size, subject.tokens, device) for name, subject in subjects.items()}
+
+    def training_step(network: Denoiser, name: str) -> None:
+        forward_backward(network, feeds[name])
+        network.zero_grad(set_to_none=True)  # one network's gradients at a time
+
+    predictions = {name: partial(forward, network, feeds[name]) for name, network in networks.items()}
+    steps = {name: partial(training_step, network, name) for name, network in networks.items()}
+    forward_timings = interleave(predictions, rounds)
+    # Weights and kernels are warm by now.
+    training_timings = interleave(steps, training_rounds, warmups=0) if training_rounds else {}
+    return CPUReport(
+        protocol="fp32, channels_last, eager; forward: one prediction without gradients, conditioning included; "
+        "training: forward, loss and backward, no optimizer; interleaved rounds, one warm-up prediction each; "
+        "ratios: minimum of the peer over minimum of snapgen, of process CPU time or wall time",
+        environment=where,
+        batch=batch,
+        size=size,
+        costs={name: subject.cost(size) for name, subject in subjects.items()},
+        forward=forward_timings,
+        training=training_timings,
+        ratios=ratios("forward", forward_timings) | (ratios("training", training_timings) if training_rounds else {}),
+    )
+
+
+def run_cuda(
+    subjects: Mapping[str, Subject], batch: int, micro_batch: int, size: int, rounds: int, training_rounds: int
+) -> CUDAReport:
+    """Measures each network alone, eager and compiled, forward and training; arguments as in throughput."""
+    steps: dict[Task, int] = {"forward": rounds, "training": training_rounds}
+    return CUDAReport(
+        protocol="bf16 autocast over fp32 weights, channels_last; forward: predictions without gradients, conditioning "
+        "included; training: forward, loss, backward and fused AdamW; median over steps by device events; "
+        "MFU: 2 (forward) or 6 (training) FLOPs a multiply-accumulate over the device's dense bf16 peak",
+        environment=environment("benchmarks.unet", accelerator=True),
+        size=size,
+        costs={name: subject.cost(size) for name, subject in subjects.items()},
+        rows={
+            name: [
+                throughput(subject, task, compiled, batch, micro_batch, size, count)
+                for task, count in steps.items()
+                for compiled in (False, True)
+            ]
+            for name, subject in subjects.items()
+        },
+    )
+
+
+def cpu_table(report: CPUReport) -> Table:
+    """Times, and how they compare."""
+    threads = report.environment.threads
+    table = Table(title=f"batch {report.batch}, {report.size}x{report.size} latents, fp32, threads: {threads}")
+    for heading in ("network", "params M", "GMACs", "pass", "CPU s min", "median", "wall s min", "median", "vs ours"):
+        table.add_column(heading, justify="left" if heading in ("network", "pass") else "right")
+    for task, timings in (("forward", report.forward), ("training", report.training)):
+        for name, timing in timings.items():
+            cost, seconds = report.costs[name], (timing.cpu_min_s, timing.cpu_median_s)
+            walls = timing.wall_min_s, timing.wall_median_s
+            versus = report.ratios.get(f"{task}_ratio_to_{name}", 1.0)
+            numbers = [f"{value:.3f}" for value in (*seconds, *walls)]
+            table.add_row(name, f"{cost.params_m:.1f}", f"{cost.gmacs:.1f}", task, *numbers, f"{versus:.2f}x")
+    return table
+
+
+def cuda_table(report: CUDAReport) -> Table:
+    """Throughput, utilisation and memory."""
+    table = Table(title=f"{report.environment.accelerator}, {report.size}x{report.size} latents, bf16 autocast")
+    for heading in ("network", "params M", "GMACs", "pass", "mode", "images/s", "MFU", "peak GiB"):
+        table.add_column(heading, justify="left" if heading in ("network", "pass", "mode") else "right")
+    for name, rows in report.rows.items():
+        cost = report.costs[name]
+        for row in rows:
+            mfu = "-" if row.mfu is None else f"{row.mfu:.1%}"
+            mode = "compiled" if row.compiled else "eager"
+            numbers = f"{row.images_per_s:.1f}", mfu, f"{row.peak_memory_gib:.1f}"
+            table.add_row(name, f"{cost.params_m:.1f}", f"{cost.gmacs:.1f}", row.task, mode, *numbers)
+    return table
+
+
+def main(
+    json: Path | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+    size: int = 32,
+    batch: int | None = None,
+    micro_batch: int | None = None,
+    rounds: int = 9,
+    training_rounds: int | None = None,
+    threads: int | None = None,
+) -> None:
+    """Times SnapGen's UNet beside DiT-XL/2 and the thin SDXL baseline.
+
+    Args:
+        json: file for the record; none is written if not given.
+        device: where to measure.
+        size: height and width of the latent.
+        batch: images a pass on the CPU (default 1), a step on a GPU (default 256).
+        micro_batch: images a pass on a GPU (default 64).
+        rounds: timed predictions of each network.
+        training_rounds: timed training steps of each network (default none on the CPU, as many as rounds on a GPU).
+        threads: threads on the CPU (default 1: on a shared machine the time of several depends on who else runs).
+
+    Raises:
+        ValueError: for an option that the device has no use for.
+    """
+    report: CPUReport | CUDAReport
+    if device == "cpu":
+        if micro_batch is not None:
+            raise ValueError(f"micro_batch is {micro_batch}, but a pass on the CPU takes the whole batch; leave it out")
+        torch.set_num_threads(threads or 1)
+        report = run_cpu(SUBJECTS, batch or 1, size, rounds, training_rounds or 0)
+        table = cpu_table(report)
+    else:
+        if threads is not None:
+            raise ValueError(f"threads is {threads}, but a GPU is measured; leave it out")
+        report = run_cuda(SUBJECTS, batch or 256, micro_batch or 64, size, rounds, training_rounds or rounds)
+        table = cuda_table(report)
+    Console(width=120).print(table)
+    if json is not None:
+        json.write_text(dumps(report.record(), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)

@@ -1,0 +1,1 @@
+"""Lightning callbacks of SnapGen-PL; they may import snapgen_pl, never the other way round."""

@@ -1,0 +1,145 @@
+"""Writes down what a run is: code, packages, hardware, data, and every start."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+import snapgen_pl
+from snapgen_pl.data.source import OpenSource
+
+_PACKAGES = (
+    "torch",
+    "lightning",
+    "jsonargparse",
+    "torchmetrics",
+    "diffusers",
+    "transformers",
+    "safetensors",
+    "numpy",
+    "pillow",
+)
+
+
+class RunManifest(L.Callback):
+    """Keeps ``manifest.json`` in the run's folder: one entry a start in ``starts``, so resumes are told apart.
+
+    Each start holds time, command, step, seed, git commit of the code and whether it was changed since, versions,
+    hardware, parameters, and the data's fingerprint and classes. A resumed run must have the classes that it started
+    with, since labels index them; other data of the same classes is warned of. A run begun anew in a used folder
+    begins a new manifest.
+    """
+
+    @rank_zero_only
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Adds this start.
+
+        Raises:
+            ValueError: where a resumed run's classes changed.
+        """
+        path = Path(trainer.default_root_dir) / "manifest.json"
+        start = _describe(trainer, pl_module)
+        resumed = trainer.ckpt_path is not None and path.exists()
+        starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if resumed else []
+        if starts:
+            _compare_data(starts[-1]["data"], start["data"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.write_text(json.dumps({"starts": [*starts, start]}, indent=2) + "\n", encoding="utf-8")
+        part.replace(path)
+
+
+def _describe(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [sys.executable, *sys.argv],
+        "step": trainer.global_step,
+        "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+        "seed": getattr(pl_module, "seed", None),
+        "code": _code(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "hardware": _hardware(trainer),
+        "module": type(pl_module).__qualname__,
+        "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
+        "data": _data(trainer),
+    }
+
+
+def _code() -> dict[str, Any]:
+    """The package's version and, in a git checkout, its commit and whether files differ from it."""
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "version": snapgen_pl.__version__,
+        "commit": commit,
+        "dirty": None if changes is None else bool(changes),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of the package's folder; None where that is no checkout or there is no git."""
+    folder = Path(snapgen_pl.__file__).parent
+    try:
+        answer = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _hardware(trainer: L.Trainer) -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "cuda": torch.version.cuda,
+        "processes": trainer.world_size,
+        "precision": str(trainer.precision),
+        "platform": platform.platform(),
+    }
+
+
+def _cpu_name() -> str:
+    """The processor's name; Linux tells it in /proc only."""
+    table = Path("/proc/cpuinfo")
+    if table.exists():
+        for line in table.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _data(trainer: L.Trainer) -> dict[str, Any] | None:
+    """Fingerprint and classes, where the datamodule has opened a source."""
+    source = getattr(trainer.datamodule, "source", None)  # type: ignore[attr-defined]
+    if not isinstance(source, OpenSource):
+        return None
+    return {
+        "fingerprint": source.fingerprint,
+        "classes": list(source.classes),
+        "training_images": len(source.train),
+        "validation_images": len(source.validation),
+    }
+
+
+def _compare_data(before: dict[str, Any] | None, now: dict[str, Any] | None) -> None:
+    if before is None or now is None or before["fingerprint"] == now["fingerprint"]:
+        return
+    if before["classes"] != now["classes"]:
+        raise ValueError(
+            f"the run was trained on {len(before['classes'])} classes, and the data now has others "
+            f"({len(now['classes'])}): labels would mean something else. Give the data of the run's manifest.json, or "
+            "start a new run"
+        )
+    rank_zero_warn(f"the data changed since the run's last start: {before['fingerprint']} -> {now['fingerprint']}")

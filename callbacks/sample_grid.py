@@ -1,0 +1,142 @@
+"""A sheet of samples, each beside the training image that it is most like."""
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from torch import Tensor
+
+from callbacks.sampling import (
+    Cadence,
+    between_steps,
+    drawing,
+    drawing_module,
+    ended_early,
+    image_data,
+    logged_step,
+    samples_folder,
+    training_images,
+)
+from snapgen_pl.contact_sheet import Pair, Row, contact_sheet
+from snapgen_pl.data.source import LabelBatch
+from snapgen_pl.metrics.draws import disjoint
+from snapgen_pl.metrics.nearest import NearestImages
+from snapgen_pl.png import write_png
+
+
+class SampleGrid(L.Callback):
+    """Draws the same labels from the same noise with the EMA weights, again and again while a run goes on.
+
+    A row a class; to the right of each sample stands its nearest training image, so that memorising shows. Each sheet
+    goes to ``samples/<images seen>.png`` in the run's folder, and to TensorBoard as ``samples``.
+
+    Args:
+        classes: names of the classes to draw; by default ``rows`` of the more frequent half, evenly spaced.
+        rows: how many classes, where they are not named.
+        columns: samples a class.
+        neighbours: at most so many training images are searched for the nearest.
+        every_n_images: draw at validations when so many images were trained on since the last time; 0 is at every
+            validation. The end of the run is drawn in any case.
+    """
+
+    def __init__(
+        self,
+        classes: list[str] | None = None,
+        rows: int = 8,
+        columns: int = 4,
+        neighbours: int = 20_000,
+        every_n_images: int = 0,
+    ) -> None:
+        if classes is not None and not classes:
+            raise ValueError("classes is empty; name a class, or leave it out")
+        for name, value in (("rows", rows), ("columns", columns), ("neighbours", neighbours)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; give at least 1")
+        self.classes, self.rows, self.columns, self.neighbours = classes, rows, columns, neighbours
+        self._cadence = Cadence(every_n_images)
+        self._drawn: list[int] = []
+        self._searched: list[int] = []
+        self._nearest: NearestImages | None = None
+
+    def state_dict(self) -> dict[str, int]:
+        """When it last drew."""
+        return {"images_seen": self._cadence.last}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Takes up the cadence."""
+        self._cadence.last = state_dict["images_seen"]
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Chooses the classes.
+
+        Raises:
+            ValueError: naming a class that the data lacks.
+        """
+        if stage != "fit":
+            return
+        drawing_module(pl_module)
+        source = image_data(trainer).source
+        if self.classes is None:
+            self._drawn = frequent_classes(source.train.labels, self.rows)
+            return
+        unknown = [name for name in self.classes if name not in source.classes]
+        if unknown:
+            raise ValueError(f"the data has no classes {unknown}; it has {', '.join(source.classes[:50])}")
+        self._drawn = [source.classes.index(name) for name in self.classes]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draws, if it is time."""
+        if between_steps(trainer) and self._cadence.due(drawing_module(pl_module).images_seen):
+            self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draws, unless the last validation just did."""
+        if not ended_early(trainer) and self._cadence.last < drawing_module(pl_module).images_seen:
+            self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        module = drawing_module(pl_module)
+        with drawing(trainer, pl_module):
+            # On every process, for weights may be sharded over all of them.
+            images = [module.sample(self._request(label, row)) for row, label in enumerate(self._drawn)]
+        self._cadence.last = module.images_seen
+        if not trainer.is_global_zero:
+            return
+        sheet = self._sheet(trainer, images)
+        folder = samples_folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_png(sheet, folder / f"{module.images_seen:09d}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8)
+                logger.experiment.add_image(
+                    "samples", pixels.view(sheet.height, sheet.width, 3), logged_step(trainer), dataformats="HWC"
+                )
+
+    def _request(self, label: int, row: int) -> LabelBatch:
+        first = row * self.columns
+        return LabelBatch(torch.full((self.columns,), label), torch.arange(first, first + self.columns))
+
+    def _sheet(self, trainer: L.Trainer, images: list[Tensor]) -> Image.Image:
+        data = image_data(trainer)
+        if self._nearest is None:
+            (self._searched,) = disjoint(len(data.source.train), (self.neighbours,))
+            self._nearest = NearestImages(batch.image_BCHW for batch in training_images(data, self._searched))
+        rows = []
+        for label, image_BCHW in zip(self._drawn, images, strict=True):
+            found = [self._searched[i] for i in self._nearest.search(image_BCHW).index_B.tolist()]
+            (neighbours,) = training_images(data, found, batch_size=len(found))
+            pairs = [Pair(*pair) for pair in zip(image_BCHW.cpu(), neighbours.image_BCHW, strict=True)]
+            rows.append(Row(data.classes[label], pairs))
+        legend = f"left: sample; right: nearest of {len(self._nearest)} training images (L2 at 16 px, mirrored or not)"
+        return contact_sheet(rows, legend)
+
+
+def frequent_classes(labels: Tensor, count: int) -> list[int]:
+    """At most ``count`` classes, evenly spaced in the order of labels, out of the more frequent half (or ``count``)."""
+    counts = torch.bincount(labels)
+    present = int((counts > 0).sum())
+    keep = min(present, max(count, present // 2))
+    frequent = counts.argsort(descending=True, stable=True)[:keep].sort().values
+    picked = torch.linspace(0, keep - 1, min(count, keep)).round().long()
+    return [int(label) for label in frequent[picked]]

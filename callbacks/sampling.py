@@ -1,0 +1,146 @@
+"""What callbacks that draw images share: the weights, modes and random state to draw with, and which images exist."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from callbacks.ema import EMA, ema_weights
+from snapgen_pl.data.datamodule import ImageData
+from snapgen_pl.data.loader import ImageSamples, Sample
+from snapgen_pl.data.source import ImageBatch, LabelBatch
+
+
+@runtime_checkable
+class DrawsImages(Protocol):
+    """A module that draws images, as :class:`~snapgen_pl.modules.pretrain.Pretrain` does.
+
+    Attributes:
+        images_seen: images trained on, over all processes.
+        seed: what noise is drawn from, besides a sample's position.
+        sampler: its ``repr`` goes into records.
+        guidance: likewise.
+    """
+
+    images_seen: int
+    seed: int
+    sampler: object
+    guidance: object
+
+    def sample(self, request: LabelBatch) -> Tensor:
+        """uint8 (B, 3, H, W), from the weights as they are."""
+        ...
+
+
+def drawing_module(module: L.LightningModule) -> DrawsImages:
+    """The module, checked.
+
+    Raises:
+        ValueError: if it draws no images.
+    """
+    if not isinstance(module, DrawsImages):
+        raise ValueError(
+            f"{type(module).__name__} draws no images: it lacks one of sample, images_seen, seed, sampler, guidance; "
+            "remove the callbacks that need samples, or give it these"
+        )
+    return module
+
+
+def image_data(trainer: L.Trainer) -> ImageData:
+    """The run's data.
+
+    Raises:
+        ValueError: if they are not images with labels.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, ImageData):
+        raise ValueError(f"samples are compared with the images of an ImageData, not of {type(data).__name__}")
+    return data
+
+
+def training_images(data: ImageData, indices: Sequence[int], batch_size: int = 100) -> Iterator[ImageBatch]:
+    """The training images at these indices as the model sees them, without augmentation."""
+    images = ImageSamples(data.source.train, data.image_size)
+    for start in range(0, len(indices), batch_size):
+        yield images.__getitems__([Sample(index, index) for index in indices[start : start + batch_size]])
+
+
+@contextmanager
+def drawing(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
+    """Inside the ``with``, the module samples as in ``predict``; afterwards nothing about the run has changed.
+
+    EMA weights, eval mode, the run's precision, no gradients; global random state, which training owns, is put back.
+    """
+    training = {part: part.training for part in module.modules()}
+    devices = [module.device] if module.device.type == "cuda" else []
+    module.eval()
+    try:
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices=devices),
+            ema_weights(trainer),
+            trainer.precision_plugin.forward_context(),
+        ):
+            yield
+    finally:
+        for part, mode in training.items():
+            part.training = mode
+
+
+def weights_name(trainer: L.Trainer) -> str:
+    """Which weights samples are drawn from, for records."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EMA):
+            return f"EMA, half-life {callback.half_life_images:.0f} images, ramp-up {callback.ramp_up}"
+    return "as trained, no EMA"
+
+
+def logged_step(trainer: L.Trainer) -> int:
+    """The x-axis that ``self.log`` writes at: batches that stepped, which under two optimizers is not global_step."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def between_steps(trainer: L.Trainer) -> bool:
+    """Whether a validation is one within training, rather than the verb ``validate`` or the check before training."""
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+
+
+def write_json(content: Mapping[str, object], path: Path) -> None:
+    """Writes JSON, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def samples_folder(trainer: L.Trainer) -> Path:
+    """Where a run's pictures lie."""
+    return Path(trainer.default_root_dir) / "samples"
+
+
+class Cadence:
+    """Says when a count of images has grown enough since the last time.
+
+    Args:
+        every_n_images: the growth; 0 is due at every look, None never is.
+    """
+
+    def __init__(self, every_n_images: int | None) -> None:
+        if every_n_images is not None and every_n_images < 0:
+            raise ValueError(f"every_n_images is {every_n_images}; give a count of images, or 0 for every validation")
+        self.every_n_images = every_n_images
+        self.last = 0
+
+    def due(self, images_seen: int) -> bool:
+        """Whether it is time."""
+        return self.every_n_images is not None and images_seen - self.last >= max(1, self.every_n_images)
+
+
+def ended_early(trainer: L.Trainer) -> bool:
+    """Whether the run was told to stop before its last step, as by :class:`~callbacks.termination.Termination`."""
+    return trainer.should_stop and trainer.global_step < trainer.max_steps

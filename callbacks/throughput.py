@@ -1,0 +1,81 @@
+"""Images a second, and the share of the device's peak that they amount to."""
+
+import time
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+
+from callbacks.step_watch import StepWatch
+
+_FLOPS_A_MAC = 2
+_PASSES = 3  # forward once, backward twice the forward's work
+
+
+class Throughput(L.Callback):
+    """Logs ``train/images_seen``, ``train/images_per_second`` and, where it can be known, ``train/mfu``.
+
+    Speed is that of all ranks together, between two logged steps (``log_every_n_steps``); time spent in validation, and
+    in whatever samples images there, is not counted. MFU is 6 x multiply-adds an image x images a second over the dense
+    bf16 peak of all devices. The module tells its multiply-adds in ``macs_per_image`` (forward; None: unknown).
+
+    Args:
+        peak_flops: dense bf16 FLOP/s of one device; by default what Lightning's table says of it.
+    """
+
+    def __init__(self, peak_flops: float | None = None) -> None:
+        if peak_flops is not None and peak_flops <= 0:
+            raise ValueError(f"peak_flops must be positive, got {peak_flops}")
+        self.peak_flops = peak_flops
+        self._peak: float | None = None
+        self._images = 0
+        self._since = 0.0
+        self._pause_began = 0.0
+        self._watch = StepWatch()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Looks up the peak; says so where MFU cannot be told."""
+        self._images = int(pl_module.images_seen)  # type: ignore[arg-type]
+        self._since = time.perf_counter()
+        self._watch.start(trainer)
+        self._peak = self.peak_flops or get_available_flops(trainer.strategy.root_device, torch.bfloat16)
+        if self._peak is None:
+            rank_zero_info(f"train/mfu is not logged: no known peak for {trainer.strategy.root_device}; set peak_flops")
+        elif _macs(pl_module) is None:
+            rank_zero_info(f"train/mfu is not logged: {type(pl_module).__name__} does not tell its macs_per_image")
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """Logs at the steps that are logged, once the optimizer stepped."""
+        if not (self._watch.new_steps(trainer) and trainer._logger_connector.should_update_logs):
+            return
+        images, now = int(pl_module.images_seen), time.perf_counter()  # type: ignore[arg-type]
+        speed = (images - self._images) / (now - self._since)
+        self._images, self._since = images, now
+        pl_module.log("train/images_seen", float(images))
+        pl_module.log("train/images_per_second", speed, prog_bar=True)
+        macs = _macs(pl_module)
+        if self._peak is not None and macs is not None:
+            used = _PASSES * _FLOPS_A_MAC * macs * speed
+            pl_module.log("train/mfu", used / (self._peak * trainer.world_size), prog_bar=True)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stops the clock."""
+        self._pause_began = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the clock again."""
+        self._since += time.perf_counter() - self._pause_began
+
+
+def _macs(pl_module: L.LightningModule) -> int | None:
+    macs = getattr(pl_module, "macs_per_image", None)
+    return None if macs is None else int(macs)

@@ -1,0 +1,139 @@
+"""The embedded autoencoder: an orthogonal transform of image patches, fitted on the training images."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from snapgen_pl.autoencoders.autoencoder import Autoencoder
+
+FILE = "autoencoder.safetensors"
+
+
+class PatchPCA(Autoencoder):
+    """Principal components of non-overlapping patches: a linear autoencoder that needs no weights from elsewhere.
+
+    Raw latents are the leading components of each patch. Final latents divide each component by
+    its standard deviation to the power ``whitening``, and all by one number, so that their mean variance is 1.
+
+    Args:
+        patch: pixels along a patch's side.
+        channels: components kept, at most 3 * patch^2.
+        whitening: 0 keeps the components' own scales (orthogonal up to one factor), 1 gives each unit variance.
+
+    Raises:
+        ValueError: for sizes out of range.
+    """
+
+    mean: Tensor
+    basis: Tensor
+    std: Tensor
+
+    def __init__(self, patch: int = 8, channels: int = 32, whitening: float = 0.5) -> None:
+        super().__init__()
+        if patch < 1 or not 1 <= channels <= 3 * patch**2:
+            raise ValueError(f"patch {patch}, channels {channels}: need patch >= 1 and 1 <= channels <= 3 * patch^2")
+        if not 0 <= whitening <= 1:
+            raise ValueError(f"whitening is {whitening}; it must be in [0, 1]")
+        self.downsampling, self.channels, self.whitening = patch, channels, whitening
+        self.register_buffer("mean", torch.zeros(3 * patch**2))
+        self.register_buffer("basis", torch.zeros(channels, 3 * patch**2))
+        self.register_buffer("std", torch.ones(channels))
+        self.fitted = False
+
+    def ready(self, folder: Path, images: Iterable[Tensor]) -> str:
+        """Loads the transform that the run already has, or fits it to the training images and keeps it there."""
+        file = folder / FILE
+        if file.exists():
+            self.load(file)
+            return f"autoencoder: {file}"
+        psnr = self.fit(images)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.state_dict(), file, {"patch": str(self.downsampling), "psnr": f"{psnr:.2f}"})
+        return f"autoencoder: {self._describe()} fitted on the training images, PSNR {psnr:.2f} dB, kept in {file}"
+
+    def fit(self, images: Iterable[Tensor]) -> float:
+        """Fits the transform in one pass, in fp64.
+
+        Args:
+            images: batches (B, 3, H, W) of uint8 whose H and W the patch divides.
+
+        Returns:
+            PSNR in dB of reconstructions against the images, over all of them: the dropped components' variance.
+        """
+        count, total, second = 0, 0.0 * self.mean.double(), self.basis.new_zeros((), dtype=torch.float64)
+        for batch in images:
+            patches = self._patches(batch.float().div(127.5).sub(1)).transpose(1, 2).flatten(0, 1).double()
+            count += len(patches)
+            total = total + patches.sum(0)
+            second = second + patches.T @ patches
+        if count <= self.channels:
+            raise ValueError(f"{count} patches cannot fit {self.channels} components; give more or larger images")
+        mean = total / count
+        variance, vectors = torch.linalg.eigh(second / count - torch.outer(mean, mean))
+        variance, vectors = variance.flip(0).clamp_min(0), vectors.flip(1)
+        # eigh leaves signs open: the largest entry of each component is made positive, so that refits agree.
+        largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+        basis = (vectors * largest.sign()).T[: self.channels]
+        self.mean.copy_(mean)
+        self.basis.copy_(basis)
+        self.std.copy_(variance[: self.channels].sqrt().clamp_min(1e-4))
+        self.fitted = True
+        error = variance[self.channels :].sum().item() / len(mean)
+        return 10 * math.log10(4 / error) if error > 0 else math.inf
+
+    def load(self, file: Path) -> None:
+        """Loads a fitted transform.
+
+        Raises:
+            ValueError: where the file was fitted with other sizes.
+        """
+        with safe_open(file, "pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+        shape = tuple(tensors["basis"].shape)
+        if shape != tuple(self.basis.shape):
+            raise ValueError(f"{file} holds {shape[0]} components of {shape[1]} values, the configuration asks for "
+                             f"{self._describe()}; use the run's own configuration, or another --name")  # fmt: skip
+        self.load_state_dict(tensors)
+        self.fitted = True
+
+    def encode(self, image_BCHW: Tensor) -> Tensor:
+        """Images in [-1, 1] -> (B, channels, H / patch, W / patch)."""
+        if not self.fitted:
+            raise ValueError("PatchPCA is not fitted; call ready() or load() first")
+        height, width = (side // self.downsampling for side in image_BCHW.shape[-2:])
+        components = self.basis @ (self._patches(image_BCHW) - self.mean[:, None])
+        return components.view(-1, self.channels, height, width)
+
+    def to_final(self, raw_BCHW: Tensor) -> Tensor:
+        """Scales components as the class says."""
+        return raw_BCHW * self._scale()
+
+    def to_raw(self, final_BCHW: Tensor) -> Tensor:
+        """Undoes :meth:`to_final`."""
+        return final_BCHW / self._scale()
+
+    def decode(self, raw_BCHW: Tensor) -> Tensor:
+        """(B, channels, h, w) -> images (B, 3, patch * h, patch * w)."""
+        size = tuple(self.downsampling * side for side in raw_BCHW.shape[-2:])
+        patches = self.basis.T @ raw_BCHW.flatten(2) + self.mean[:, None]
+        return F.fold(patches, size, self.downsampling, stride=self.downsampling)
+
+    def _patches(self, image_BCHW: Tensor) -> Tensor:
+        if any(side % self.downsampling for side in image_BCHW.shape[-2:]):
+            raise ValueError(
+                f"images of {tuple(image_BCHW.shape[-2:])} pixels do not divide into patches of {self.downsampling}"
+            )
+        return F.unfold(image_BCHW, self.downsampling, stride=self.downsampling)
+
+    def _scale(self) -> Tensor:
+        scale = self.std**-self.whitening
+        return (scale / (self.std * scale).square().mean().sqrt())[:, None, None]
+
+    def _describe(self) -> str:
+        return f"{self.channels} components of {self.downsampling}x{self.downsampling} patches"

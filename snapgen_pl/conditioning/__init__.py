@@ -1,0 +1,1 @@
+"""From labels and texts to context tokens."""

@@ -1,0 +1,1 @@
+"""Image sets, the resumable loader, and the LightningDataModules over them."""

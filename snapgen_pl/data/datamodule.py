@@ -1,0 +1,224 @@
+"""The LightningDataModule over an image source."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+
+import lightning as L
+import torch
+
+from snapgen_pl import rng
+from snapgen_pl.data.loader import (
+    BatchLoader,
+    EndlessOrder,
+    ImageSamples,
+    PositionSampler,
+    ResumableLoader,
+    Sample,
+    even_batches,
+)
+from snapgen_pl.data.source import ImageBatch, ImageSet, ImageSource, LabelBatch, OpenSource
+
+
+class LabelRequests:
+    """One process's requests for samples. No DataLoader, for Lightning rebuilds those when it predicts.
+
+    Args:
+        label_of: the label of each position.
+        batches: the positions of each batch.
+    """
+
+    def __init__(self, label_of: Sequence[int], batches: list[list[int]]) -> None:
+        self.label_of = label_of
+        self.batches = batches
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[LabelBatch]:
+        """The requests, by position."""
+        for positions in self.batches:
+            labels = [self.label_of[position] for position in positions]
+            yield LabelBatch(torch.tensor(labels), torch.tensor(positions))
+
+
+class ImageData(L.LightningDataModule):
+    """Images of an :class:`~snapgen_pl.data.source.ImageSource`, square, and labels to draw samples for.
+
+    Training is one endless epoch that resumes exactly, also with another number of processes or another accumulation.
+    Validation goes through the held-out images in order. Prediction yields requests for samples whose labels occur as
+    often as in training. All three divide the work among processes themselves: more than one process needs
+    ``trainer.use_distributed_sampler: false``.
+
+    Args:
+        source: where the images come from.
+        image_size: side of the images after cropping, in pixels.
+        batch_size: images an optimizer step, over all processes and accumulated batches.
+        flip: whether to mirror half of the training images, left to right.
+        workers: processes that load images, for each training process; 0 loads them in the process itself.
+        seed: seeds the order of images, the flips and the labels of requests; in [0, 2^48).
+        samples: number of samples that prediction asks for.
+        sample_classes: names of the classes that prediction asks for; all by default.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        image_size: int = 64,
+        batch_size: int = 64,
+        flip: bool = False,
+        workers: int = 0,
+        seed: int = 0,
+        samples: int = 64,
+        sample_classes: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("image_size", image_size, 1),
+            ("batch_size", batch_size, 1),
+            ("samples", samples, 1),
+            ("workers", workers, 0),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if seed >= 1 << 48:
+            raise ValueError(f"seed must lie below 2^48, got {seed}")
+        if sample_classes is not None and not sample_classes:
+            raise ValueError("sample_classes is empty; name a class, or leave it out for all of them")
+        self.image_source = source
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.flip = flip
+        self.workers = workers
+        self.seed = seed
+        self.samples = samples
+        self.sample_classes = sample_classes
+        self._opened: OpenSource | None = None
+
+    def setup(self, stage: str) -> None:
+        """Opens the source and checks it against the settings.
+
+        Raises:
+            ValueError: where batch_size does not divide among processes, there are too few images, a class is unknown,
+                or the source is damaged.
+        """
+        if self._opened is None:
+            self._opened = self.image_source.open()
+        self._check_sampler()
+        micro_batch = self.micro_batch
+        if stage == "fit" and len(self.source.train) < self.batch_size:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, but there are only {len(self.source.train)} training images; "
+                "set data.batch_size to at most that"
+            )
+        for name, count in (("validation images", len(self.source.validation)), ("samples", self.samples)):
+            if count < self._world_size:
+                raise ValueError(f"{count} {name} do not go round {self._world_size} processes; have more of them")
+        self._request_labels(micro_batch)
+
+    @property
+    def source(self) -> OpenSource:
+        """The opened source; known after setup."""
+        if self._opened is None:
+            raise AttributeError("the source is opened by setup(), which has not been called yet")
+        return self._opened
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; labels index them. Known after setup."""
+        return self.source.classes
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over what identifies the data. Known after setup."""
+        return self.source.fingerprint
+
+    @property
+    def micro_batch(self) -> int:
+        """Images that one process takes at once.
+
+        Raises:
+            ValueError: where batch_size does not divide.
+        """
+        accumulation = self.trainer.accumulate_grad_batches if self.trainer else 1
+        parts = self._world_size * accumulation
+        if self.batch_size % parts:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, the images of one optimizer step; it does not divide by "
+                f"{self._world_size} process(es) x {accumulation} accumulated batch(es); "
+                f"set data.batch_size to a multiple of {parts}, such as {-(-self.batch_size // parts) * parts}"
+            )
+        return self.batch_size // parts
+
+    def train_dataloader(self) -> ResumableLoader:
+        """The endless stream of :class:`ImageBatch`, this process's part."""
+        images = self.source.train
+        sampler = PositionSampler(EndlessOrder(len(images), self.seed), self.micro_batch, self._rank, self._world_size)
+        return ResumableLoader(
+            ImageSamples(images, self.image_size, self.seed if self.flip else None), sampler, self.workers
+        )
+
+    def val_dataloader(self) -> BatchLoader:
+        """The held-out images in order, every world_size-th; a sample's position is its index."""
+        images = self.source.validation
+        batches = even_batches(len(images), self.micro_batch, self._rank, self._world_size)
+        return BatchLoader(
+            ImageSamples(images, self.image_size),
+            [[Sample(index, index) for index in batch] for batch in batches],
+            self.workers,
+        )
+
+    def test_dataloader(self) -> BatchLoader:
+        """The held-out images: there is no third split."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> LabelRequests:
+        """Requests for ``samples`` samples, this process's part: every world_size-th position."""
+        return self._request_labels(self.micro_batch)
+
+    def training_images(self, batch_size: int) -> Iterator[ImageBatch]:
+        """Every training image once, in order, cropped but not flipped; positions are indices."""
+        return self._in_order(self.source.train, batch_size)
+
+    def validation_images(self, batch_size: int) -> Iterator[ImageBatch]:
+        """Every held-out image once, in order, on every process; positions are indices."""
+        return self._in_order(self.source.validation, batch_size)
+
+    def _in_order(self, images: ImageSet, batch_size: int) -> Iterator[ImageBatch]:
+        samples = ImageSamples(images, self.image_size)
+        for first in range(0, len(images), batch_size):
+            indices = range(first, min(first + batch_size, len(images)))
+            yield samples.__getitems__([Sample(index, index) for index in indices])
+
+    def _request_labels(self, micro_batch: int) -> LabelRequests:
+        """Position i asks for the label of the i-th training image in an order fixed by the seed."""
+        labels = self.source.train.labels
+        if self.sample_classes is not None:
+            labels = labels[torch.isin(labels, torch.tensor([self._class_index(name) for name in self.sample_classes]))]
+        order = EndlessOrder(len(labels), self.seed, rng.Stream.LABEL)
+        label_of = [int(labels[order[position]]) for position in range(self.samples)]
+        return LabelRequests(label_of, even_batches(self.samples, micro_batch, self._rank, self._world_size))
+
+    def _class_index(self, name: str) -> int:
+        if name in self.classes:
+            return self.classes.index(name)
+        close = difflib.get_close_matches(name, self.classes, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(repr(match) for match in close)}?" if close else "no class is similar"
+        raise ValueError(f"sample_classes names {name!r}, which is none of the {len(self.classes)} classes; {hint}")
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    def _check_sampler(self) -> None:
+        # Lightning keeps the setting where only its own code is meant to look; nothing public tells it.
+        if self._world_size > 1 and self.trainer and self.trainer._accelerator_connector.use_distributed_sampler:
+            raise ValueError(
+                "the images are divided among processes here, not by Lightning; set trainer.use_distributed_sampler: "
+                "false"
+            )

@@ -1,0 +1,79 @@
+"""Where images come from: labelled sets split into training and validation."""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple, Protocol
+
+from PIL import Image
+from torch import Tensor
+
+
+class ImageBatch(NamedTuple):
+    """One batch of images.
+
+    Attributes:
+        image_BCHW: uint8 RGB.
+        label_B: int64 class indices.
+        position_B: int64, each sample's place in the endless training stream (or its index in the validation set):
+            what its timestep, noise and augmentation are drawn from.
+    """
+
+    image_BCHW: Tensor
+    label_B: Tensor
+    position_B: Tensor
+
+
+class LabelBatch(NamedTuple):
+    """A request for samples: their classes, and the positions that their noise is drawn from.
+
+    Attributes:
+        label_B: int64 class indices.
+        position_B: int64.
+    """
+
+    label_B: Tensor
+    position_B: Tensor
+
+
+class ImageSet(Protocol):
+    """Indexed images of one split."""
+
+    @property
+    def labels(self) -> Tensor:
+        """The class of each image: int64 (N,)."""
+        ...
+
+    def __len__(self) -> int:
+        """The number of images."""
+        ...
+
+    def load(self, index: int) -> Image.Image:
+        """The image as stored, RGB, any size."""
+        ...
+
+
+class ImageSource(ABC):
+    """A collection of labelled images; constructing one is cheap, :meth:`open` reads and checks."""
+
+    @abstractmethod
+    def open(self) -> "OpenSource":
+        """Reads the index and checks it.
+
+        Raises:
+            ValueError: naming what is missing or damaged, where, and what was expected.
+        """
+
+
+class OpenSource(NamedTuple):
+    """An opened source.
+
+    Attributes:
+        classes: class names; labels index them.
+        train: images to train on.
+        validation: held-out images.
+        fingerprint: SHA-256 over what identifies the data, for the run's manifest.
+    """
+
+    classes: tuple[str, ...]
+    train: ImageSet
+    validation: ImageSet
+    fingerprint: str

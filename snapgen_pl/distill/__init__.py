@@ -1,0 +1,1 @@
+"""Losses of distillation and what combines them."""

@@ -1,0 +1,1 @@
+"""Rectified flow: path, timestep densities, guidance, samplers."""

@@ -1,0 +1,61 @@
+"""The straight path of rectified flow (Liu et al., 2023): x_t = (1 - t) data + t noise.
+
+Every point of the line moves at the same velocity v = dx_t / dt = noise - data, and that is what a network learns.
+Time runs from data to noise throughout the project: t = 0 is data, t = 1 is noise.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+LEAST_TIME = 0.05  # below, a predicted datum's error would be divided by almost nothing (arXiv 2511.13720)
+
+
+class PathSample(NamedTuple):
+    """Points on the path, and what a network should say there.
+
+    Attributes:
+        x_BCHW: x_t, what the network sees.
+        velocity_BCHW: the target, noise - data.
+        t_B: the times, in [0, 1].
+    """
+
+    x_BCHW: Tensor
+    velocity_BCHW: Tensor
+    t_B: Tensor
+
+
+def sample_path(data_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> PathSample:
+    """Walks from each datum towards its noise until time t.
+
+    Args:
+        data_BCHW: latents.
+        noise_BCHW: standard normal numbers of the same shape.
+        t_B: times in [0, 1]; 1 is noise.
+
+    Raises:
+        ValueError: data and noise differ in shape, or there is not one time a sample.
+    """
+    if data_BCHW.shape != noise_BCHW.shape or t_B.shape != data_BCHW.shape[:1]:
+        raise ValueError(
+            f"data {tuple(data_BCHW.shape)} and noise {tuple(noise_BCHW.shape)} must have one shape, (B, C, H, W), "
+            f"and t {tuple(t_B.shape)} must be (B,)"
+        )
+    t_B111 = t_B[:, None, None, None]
+    x_BCHW = (1 - t_B111) * data_BCHW + t_B111 * noise_BCHW
+    return PathSample(x_BCHW, noise_BCHW - data_BCHW, t_B)
+
+
+def data_from_velocity(x_BCHW: Tensor, velocity_BCHW: Tensor, t_B: Tensor) -> Tensor:
+    """The data end of the line through x_t: data = x_t - t v."""
+    return x_BCHW - t_B[:, None, None, None] * velocity_BCHW
+
+
+def noise_from_velocity(x_BCHW: Tensor, velocity_BCHW: Tensor, t_B: Tensor) -> Tensor:
+    """The noise end of the line through x_t: noise = x_t + (1 - t) v."""
+    return x_BCHW + (1 - t_B[:, None, None, None]) * velocity_BCHW
+
+
+def velocity_from_data(x_BCHW: Tensor, data_BCHW: Tensor, t_B: Tensor) -> Tensor:
+    """The velocity towards a predicted datum: v = (x_t - data) / t, with t held at LEAST_TIME from below."""
+    return (x_BCHW - data_BCHW) / t_B.clamp_min(LEAST_TIME)[:, None, None, None]

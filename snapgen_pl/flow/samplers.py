@@ -1,0 +1,131 @@
+"""From noise to data: solvers of dx = v(x, t) dt from t = 1 to t = 0, and SiT's stochastic one.
+
+A sampler is a grid of times and a rule for one step on it. Times are Python floats, known before the first step, so
+nothing here waits for a GPU. The state stays in fp32 (or fp64, if the noise is) whatever the network computes in.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from snapgen_pl.flow.timesteps import check_positive, shift_time
+
+# velocity(x_BCHW, t) -> v_BCHW, in the state's type; one time for the whole batch.
+VelocityFn = Callable[[Tensor, float], Tensor]
+# step_noise(step) -> standard normal numbers like x_BCHW, new ones for each step 0, 1, ...
+StepNoise = Callable[[int], Tensor]
+
+
+@dataclass(frozen=True)
+class Sampler(ABC):
+    """Integrates a velocity from noise to data.
+
+    Args:
+        steps: steps from t = 1 to t = 0.
+        shift: s of ``shift_time``, applied to the grid; the shift of the training density belongs here too.
+    """
+
+    steps: int
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; a sampler needs at least 1")
+        check_positive("shift", self.shift)
+
+    @property
+    def network_calls(self) -> int:
+        """Velocities asked for a batch; where guidance acts, each is one forward of twice the batch."""
+        return self.steps
+
+    def times(self) -> list[float]:
+        """steps + 1 times, falling from 1 to 0."""
+        return [shift_time(1 - step / self.steps, self.shift) for step in range(self.steps + 1)]
+
+    def __call__(self, velocity: VelocityFn, noise_BCHW: Tensor, step_noise: StepNoise) -> Tensor:
+        """Draws samples.
+
+        Args:
+            velocity: v(x, t), often of ``guided_velocity``.
+            noise_BCHW: the state at t = 1, standard normal.
+            step_noise: fresh noise a step; only stochastic samplers call it.
+
+        Returns:
+            data (B, C, H, W), fp32 or wider.
+        """
+        x_BCHW = noise_BCHW.to(torch.promote_types(noise_BCHW.dtype, torch.float32))
+        for step, (t, t_next) in enumerate(pairwise(self.times())):
+            x_BCHW = self._step(velocity, x_BCHW, t, t_next, partial(step_noise, step))
+        return x_BCHW
+
+    @abstractmethod
+    def _step(self, velocity: VelocityFn, x: Tensor, t: float, t_next: float, draw: Callable[[], Tensor]) -> Tensor:
+        """The state at t_next < t; ``draw`` gives this step's noise."""
+
+
+@dataclass(frozen=True)
+class Euler(Sampler):
+    """First order: follow the tangent. Exact in one step where the flow's lines are straight."""
+
+    def _step(self, velocity: VelocityFn, x: Tensor, t: float, t_next: float, draw: Callable[[], Tensor]) -> Tensor:
+        return x + (t_next - t) * velocity(x, t)
+
+
+@dataclass(frozen=True)
+class Heun(Sampler):
+    """Second order: follow the mean of the tangents at both ends of an Euler step, in 2 steps - 1 network calls.
+
+    The last step is Euler's, as in EDM (Karras et al., 2022): at t = 0 a logit-normal density never trained a network.
+    """
+
+    @property
+    def network_calls(self) -> int:
+        """Two a step, but one in the last."""
+        return 2 * self.steps - 1
+
+    def _step(self, velocity: VelocityFn, x: Tensor, t: float, t_next: float, draw: Callable[[], Tensor]) -> Tensor:
+        h = t_next - t
+        v = velocity(x, t)
+        euler = x + h * v
+        return euler if t_next == 0 else x + h * (v + velocity(euler, t_next)) / 2
+
+
+@dataclass(frozen=True)
+class SDE(Sampler):
+    """SiT's stochastic sampler (Ma et al., 2024): the reverse SDE with diffusion w_t = t, Euler-Maruyama.
+
+    It has the ODE's marginals: with score = -noise^ / t, dx = (v - w score) dt + sqrt(2 w) dW = (v + noise^) dt + ...
+    The steps run on a uniform grid from t = 1 to ``last_step``, shifted between these ends; the last step goes from
+    there to 0 by the mean alone. SiT's published numbers take steps = 250 and last_step = 0.04.
+
+    Args:
+        last_step: the time from which the last step, without noise, is taken.
+    """
+
+    last_step: float = 0.04
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 2:
+            raise ValueError(f"steps is {self.steps}; the SDE needs at least 2, for its last one is another kind")
+        if not 0 < self.last_step < 1:
+            raise ValueError(f"last_step is {self.last_step}; it must lie in (0, 1)")
+
+    def times(self) -> list[float]:
+        """linspace(1, last_step, steps), shifted inside, then 0."""
+        last = shift_time(self.last_step, 1 / self.shift)
+        grid = [1 - step / (self.steps - 1) * (1 - last) for step in range(self.steps)]
+        return [*(shift_time(t, self.shift) for t in grid), 0.0]
+
+    def _step(self, velocity: VelocityFn, x: Tensor, t: float, t_next: float, draw: Callable[[], Tensor]) -> Tensor:
+        h = t - t_next
+        v = velocity(x, t)
+        noise = x + (1 - t) * v  # The noise end of the line, as in path.noise_from_velocity.
+        mean = x - h * (v + noise)
+        return mean if t_next == 0 else mean + math.sqrt(2 * t * h) * draw()

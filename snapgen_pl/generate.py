@@ -1,0 +1,209 @@
+"""The verb ``generate``: images of named classes from a run, with nothing but its folder."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from snapgen_pl import checkpoints
+from snapgen_pl.autoencoders.autoencoder import Autoencoder
+from snapgen_pl.config_files import Value, load_config
+from snapgen_pl.data.source import ImageBatch, LabelBatch
+from snapgen_pl.errors import ShortErrors, did_you_mean
+from snapgen_pl.runs import Run
+
+_FIT_BATCH = 256
+
+
+@runtime_checkable
+class Draws(Protocol):
+    """A module that draws images, such as :class:`~snapgen_pl.modules.pretrain.Pretrain`."""
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """What decodes; fitted or loaded before drawing."""
+        ...
+
+    def sample(self, request: LabelBatch) -> Tensor:
+        """uint8 images (B, 3, H, W), moved to where the module is."""
+        ...
+
+
+@runtime_checkable
+class NamesClasses(Protocol):
+    """A datamodule that knows what labels mean, such as :class:`~snapgen_pl.data.datamodule.ImageData`."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; labels index them."""
+        ...
+
+    def training_images(self, batch_size: int) -> Iterator[ImageBatch]:
+        """Every training image once."""
+        ...
+
+
+class _Drawing(NamedTuple):
+    label: int
+    name: str
+    position: int
+
+    @property
+    def file(self) -> str:
+        slug = re.sub(r"\W+", "-", self.name).strip("-")
+        return f"{self.label:03d}-{slug}-{self.position:04d}.png"
+
+
+def generate(
+    run: str,
+    classes: str,
+    out: str,
+    count: int = 4,
+    seed: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    batch_size: int = 16,
+) -> str:
+    """Draws images from a run's averaged weights.
+
+    The i-th image of a class is drawn from the noise at position i, whatever else is asked for.
+
+    Args:
+        run: the run's folder, such as runs/quickstart.
+        classes: class names, separated by commas; a name may hold commas itself.
+        out: a new or empty folder for the images, manifest.json and grid.png, a row a class.
+        count: images a class.
+        seed: seeds the noise; by default the run's seed.
+        steps: the sampler's steps; by default the run's.
+        guidance: the guidance scale; by default the run's.
+        batch_size: images drawn at once.
+
+    Returns:
+        A line about what was written.
+
+    Raises:
+        ValueError: for a folder that is no run, an unknown class, a damaged checkpoint, a folder that is not empty.
+    """
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"--out {out} is not an empty folder; choose another")
+    if count < 1 or batch_size < 1:
+        raise ValueError(f"--count {count} and --batch_size {batch_size} must be at least 1")
+    source = Run(Path(run))
+    if not source.config.is_file():
+        raise ValueError(f"--run {run}: no run there ({source.config} does not exist); give its folder, runs/NAME")
+    checkpoint = checkpoints.newest(source.folder)
+    config = _overridden(load_config(source.config), {"seed": seed, "sampler.steps": steps, "guidance.scale": guidance})
+    model, data = _built(config)
+    # Asked before the seconds that the weights take.
+    drawings = _plan(tuple(data.classes), classes, count)
+    _load(model, checkpoint)
+    model.autoencoder.ready(source.folder, (batch.image_BCHW for batch in data.training_images(_FIT_BATCH)))
+    images = _draw(model, drawings, batch_size)
+    facts: dict[str, Value] = {"checkpoint": str(checkpoint), "step": checkpoints.step_of(checkpoint)}
+    settings = _arguments(config["model"])
+    _write(folder, drawings, images, facts | {key: settings.get(key) for key in ("seed", "sampler", "guidance")})
+    return f"{len(drawings)} images from {checkpoint} in {folder}"
+
+
+def _overridden(config: dict[str, Value], changes: dict[str, int | float | None]) -> dict[str, Value]:
+    """The config with arguments of the model replaced, before it is parsed again."""
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        level = _arguments(config["model"])
+        for name in path:
+            level = _arguments(level.get(name))
+        if value is not None and last not in level:
+            raise ValueError(f"the run's model has no argument {key}, so it cannot be set to {value}")
+        if value is not None:
+            level[last] = value
+    return config
+
+
+def _arguments(node: Value) -> dict[str, Value]:
+    """The arguments of a class in a config, whether it stands there with its class_path or alone."""
+    if not isinstance(node, dict):
+        return {}
+    arguments = node.get("init_args") if "class_path" in node else node
+    return arguments if isinstance(arguments, dict) else {}
+
+
+def _built(config: dict[str, Value]) -> tuple[Any, Any]:
+    """The module and the datamodule of a config, the data opened."""
+    from lightning.pytorch import LightningDataModule, LightningModule
+
+    from snapgen_pl.terminal import quiet
+
+    quiet()
+    parser = ShortErrors()
+    parser.add_subclass_arguments(LightningModule, "model", required=True)
+    parser.add_subclass_arguments(LightningDataModule, "data", required=True)
+    built = parser.instantiate(parser.parse_object({key: config[key] for key in ("model", "data")}))
+    # What a datamodule knows of classes, it knows from here on.
+    built.data.setup("predict")
+    if not (isinstance(built.model, Draws) and isinstance(built.data, NamesClasses)):
+        raise ValueError(f"{type(built.model).__name__} with {type(built.data).__name__} draws no images of classes")
+    return built.model, built.data
+
+
+def _load(model: nn.Module, checkpoint: Path) -> None:
+    """Puts the averaged weights in, where the drawing is done."""
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    if "ema" not in saved:
+        raise ValueError(f"{checkpoint} holds no averaged weights; generate draws from those")
+    model.load_state_dict({**saved["state_dict"], **saved["ema"]["weights"]}, strict=True)
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _plan(known: tuple[str, ...], classes: str, count: int) -> list[_Drawing]:
+    names = list(dict.fromkeys(_names(known, classes)))
+    return [_Drawing(known.index(name), name, position) for name in names for position in range(count)]
+
+
+def _names(known: tuple[str, ...], classes: str) -> Iterator[str]:
+    """The names in a list between commas; names may hold commas themselves, so the longest that is known counts."""
+    parts = [part.strip() for part in classes.split(",")]
+    while parts:
+        ends = (end for end in range(len(parts), 0, -1) if ", ".join(parts[:end]) in known)
+        end = next(ends, None)
+        if end is None:
+            raise ValueError(f"no class {parts[0]!r} among the run's {len(known)}{did_you_mean(parts[0], known)}")
+        yield ", ".join(parts[:end])
+        parts = parts[end:]
+
+
+def _draw(model: Draws, drawings: list[_Drawing], batch_size: int) -> Tensor:
+    label = torch.tensor([drawing.label for drawing in drawings])
+    position = torch.tensor([drawing.position for drawing in drawings])
+    requests = (
+        LabelBatch(*pair)
+        for pair in zip(torch.split(label, batch_size), torch.split(position, batch_size), strict=True)
+    )
+    return torch.cat([model.sample(request).cpu() for request in requests])
+
+
+def _write(folder: Path, drawings: list[_Drawing], images: Tensor, facts: dict[str, Value]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for drawing, image_CHW in zip(drawings, images, strict=True):
+        _save_png(folder / drawing.file, image_CHW)
+    rows = len({drawing.label for drawing in drawings})
+    _save_png(folder / "grid.png", _grid(images, rows))
+    entries: list[Value] = [drawing._asdict() | {"file": drawing.file} for drawing in drawings]
+    manifest = json.dumps(facts | {"images": entries}, indent=2)
+    (folder / "manifest.json").write_text(manifest + "\n", encoding="utf-8")
+
+
+def _grid(images: Tensor, rows: int) -> Tensor:
+    """(rows x columns, C, H, W) -> (C, rows x H, columns x W)."""
+    _, channels, height, width = images.shape
+    tiles = images.view(rows, -1, channels, height, width)
+    return tiles.permute(2, 0, 3, 1, 4).reshape(channels, rows * height, -1)
+
+
+def _save_png(path: Path, image_CHW: Tensor) -> None:
+    Image.fromarray(image_CHW.permute(1, 2, 0).contiguous().numpy()).save(path)

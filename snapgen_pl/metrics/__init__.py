@@ -1,0 +1,1 @@
+"""Image features, distances between sets of images, and the published tables."""

@@ -1,0 +1,38 @@
+"""A mean in bins of time, summed over processes."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class BinnedMean(Metric):
+    """The mean of per-sample values in equal bins of t in [0, 1].
+
+    Args:
+        bins: number of bins.
+    """
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, bins: int) -> None:
+        super().__init__()
+        self.bins = bins
+        self.add_state("total", torch.zeros(bins, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(bins, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, t_B: Tensor, value_B: Tensor) -> None:
+        """Adds one value a sample."""
+        index = (t_B * self.bins).long().clamp(0, self.bins - 1)
+        self.total.index_add_(0, index, value_B.to(self.total.dtype))
+        self.count.index_add_(0, index, torch.ones_like(value_B, dtype=self.count.dtype))
+
+    def compute(self) -> Tensor:
+        """The mean of each bin, NaN where one is empty."""
+        return self.total / self.count
+
+    def mean(self) -> Tensor:
+        """The mean over all values, synchronised like :meth:`compute`."""
+        with self.sync_context(should_sync=self._to_sync):
+            return self.total.sum() / self.count.sum()

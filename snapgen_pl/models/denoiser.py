@@ -1,0 +1,87 @@
+"""The contract of every network that predicts a velocity: the UNet, the table's peers, and teachers.
+
+Time runs from data to noise: t = 0 is data, t = 1 is noise. Tensor names carry their axes: B batch, C channels,
+H height, W width, S context tokens, D context width, P pooled width, E embedding width.
+"""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Conditioning(NamedTuple):
+    """What a denoiser is told besides the latent and the time.
+
+    Attributes:
+        tokens_BSD: context tokens for cross-attention (or, for networks without it, to be pooled).
+        mask_BS: bool, True where a token may be attended to; None means everywhere. At least one per row.
+        pooled_BP: one vector a sample, for networks that take it through their time embedding.
+    """
+
+    tokens_BSD: Tensor
+    mask_BS: Tensor | None = None
+    pooled_BP: Tensor | None = None
+
+
+class PreparedConditioning(NamedTuple):
+    """The part of a forward pass that depends on neither x nor t; a sampler pays it once a prompt.
+
+    Attributes:
+        keys: one tensor a cross-attention layer in the order of execution, (B, key/value heads, S, head width).
+        values: like ``keys``.
+        mask_BS: as in :class:`Conditioning`.
+        embedding_BE: what is added to the time embedding; None where the network takes no pooled vector.
+    """
+
+    keys: tuple[Tensor, ...] = ()
+    values: tuple[Tensor, ...] = ()
+    mask_BS: Tensor | None = None
+    embedding_BE: Tensor | None = None
+
+
+class DenoiserOutput(NamedTuple):
+    """A velocity and the features that were asked for.
+
+    Attributes:
+        velocity_BCHW: the prediction of noise - data.
+        features: one (B, C', H', W') tensor a requested name, in the order of the request.
+    """
+
+    velocity_BCHW: Tensor
+    features: tuple[Tensor, ...] = ()
+
+
+class Denoiser(nn.Module, ABC):
+    """A network v(x, t, conditioning), interchangeable by ``class_path``.
+
+    Attributes:
+        in_channels: channels of the latent it reads and writes.
+        context_dim: width D of the context tokens.
+        feature_names: the names that ``features`` may hold.
+    """
+
+    in_channels: int
+    context_dim: int
+    feature_names: tuple[str, ...]
+
+    @abstractmethod
+    def prepare(self, conditioning: Conditioning) -> PreparedConditioning:
+        """Computes what depends on the conditioning alone."""
+
+    @abstractmethod
+    def forward(
+        self,
+        x_BCHW: Tensor,
+        t_B: Tensor,
+        conditioning: Conditioning | PreparedConditioning,
+        features: tuple[str, ...] = (),
+    ) -> DenoiserOutput:
+        """Predicts the velocity noise - data.
+
+        Args:
+            x_BCHW: the noisy latent x_t.
+            t_B: times in [0, 1]; 1 is noise.
+            conditioning: raw, or prepared once and used for many steps.
+            features: names out of ``feature_names``, a tuple fixed for a run.
+        """

@@ -1,0 +1,160 @@
+"""Building blocks of the UNet: convolutions, residual blocks, transformer attachments, time embedding.
+
+Everything runs in channels_last, where flattening (B, C, H, W) to (B, S, C) for the transformer is a view.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from snapgen_pl.models.attention import TransformerLayer, rotary_table
+
+Convolution = Literal["dense", "separable"]
+GROUPS = 32
+
+
+def conv3x3(kind: Convolution, in_channels: int, out_channels: int, stride: int = 1) -> nn.Module:
+    """A dense 3x3 convolution, or its separable form: depthwise 3x3 then pointwise, without bias (paper, step c)."""
+    if kind == "dense":
+        return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, in_channels, 3, stride, padding=1, groups=in_channels, bias=False),
+        nn.Conv2d(in_channels, out_channels, 1, bias=False),
+    )
+
+
+def zero(module: nn.Module) -> None:
+    """Starts a residual branch at nothing: sets the last layer's parameters to zero."""
+    last = module[-1] if isinstance(module, nn.Sequential) else module
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoid of 1000 t, cosines first, then Linear-SiLU-Linear (SDXL's).
+
+    Args:
+        sinusoid_dim: width of the sinusoid.
+        embedding_dim: width of the embedding.
+    """
+
+    def __init__(self, sinusoid_dim: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.sinusoid_dim = sinusoid_dim
+        self.mlp = embedding_mlp(sinusoid_dim, embedding_dim)
+
+    def forward(self, t_B: Tensor) -> Tensor:
+        """Times in [0, 1] -> (B, embedding width)."""
+        weight = next(self.mlp.parameters())
+        embedding: Tensor = self.mlp(sinusoid(1000 * t_B, self.sinusoid_dim).to(weight.dtype))
+        return embedding
+
+
+def sinusoid(position_B: Tensor, dim: int) -> Tensor:
+    """cos and sin of position * 10000^(-i / (dim / 2)), in fp32: (B, dim)."""
+    half = dim // 2
+    frequency = torch.exp(-math.log(10_000) * torch.arange(half, device=position_B.device, dtype=torch.float32) / half)
+    angle = position_B.float()[:, None] * frequency
+    return torch.cat((angle.cos(), angle.sin()), dim=-1)
+
+
+def embedding_mlp(in_dim: int, out_dim: int) -> nn.Sequential:
+    """Linear-SiLU-Linear to the embedding width."""
+    return nn.Sequential(nn.Linear(in_dim, out_dim), nn.SiLU(), nn.Linear(out_dim, out_dim))
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm-SiLU-conv + time, GroupNorm-SiLU-conv, and a 1x1 shortcut where the width changes.
+
+    Args:
+        in_channels: channels in, a multiple of 32.
+        out_channels: channels out, a multiple of 32.
+        embedding_dim: width of the time embedding.
+        kind: dense or separable convolutions.
+        expansion: inner over outer channels (paper, step c: 2).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, embedding_dim: int, kind: Convolution, expansion: int
+    ) -> None:
+        super().__init__()
+        inner = expansion * out_channels
+        self.norm1 = nn.GroupNorm(GROUPS, in_channels)
+        self.conv1 = conv3x3(kind, in_channels, inner)
+        self.time = nn.Linear(embedding_dim, inner)
+        self.norm2 = nn.GroupNorm(GROUPS, inner)
+        self.conv2 = conv3x3(kind, inner, out_channels)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        zero(self.conv2)
+
+    def forward(self, x_BCHW: Tensor, time_BE: Tensor) -> Tensor:
+        """``time_BE`` is the time embedding after its SiLU, which all blocks share."""
+        h: Tensor = self.conv1(F.silu(self.norm1(x_BCHW)))
+        h = h + self.time(time_BE)[:, :, None, None]
+        out: Tensor = self.shortcut(x_BCHW) + self.conv2(F.silu(self.norm2(h)))
+        return out
+
+
+class Transformer(nn.Module):
+    """A transformer attached to a feature map: GroupNorm, projection, layers, projection, residual.
+
+    Args:
+        channels: channels of the feature map.
+        layers: number of transformer layers.
+        self_attention: as in TransformerLayer, like the remaining arguments.
+        kv_heads: see TransformerLayer.
+        head_dim: see TransformerLayer.
+        ffn_ratio: see TransformerLayer.
+        qk_norm: see TransformerLayer.
+        rope: turns self-attention's queries and keys by their positions.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        layers: int,
+        self_attention: bool,
+        kv_heads: int | None,
+        head_dim: int,
+        ffn_ratio: int,
+        qk_norm: bool,
+        rope: bool,
+    ) -> None:
+        super().__init__()
+        self.rope_dim = head_dim if rope and self_attention else None
+        self.norm = nn.GroupNorm(GROUPS, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels)
+        self.layers = nn.ModuleList(
+            TransformerLayer(channels, self_attention, kv_heads, head_dim, ffn_ratio, qk_norm) for _ in range(layers)
+        )
+        self.proj_out = nn.Linear(channels, channels)
+        zero(self.proj_out)
+
+    def forward(
+        self, x_BCHW: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], mask_BS: Tensor | None
+    ) -> Tensor:
+        """``keys`` and ``values`` hold one prepared tensor a layer."""
+        height, width = x_BCHW.shape[-2:]
+        table = None if self.rope_dim is None else rotary_table(height, width, self.rope_dim, x_BCHW.device)
+        x_BSC: Tensor = self.proj_in(self.norm(x_BCHW).permute(0, 2, 3, 1).flatten(1, 2))
+        for layer, key, value in zip(self.layers, keys, values, strict=True):
+            x_BSC = layer(x_BSC, key, value, mask_BS, table)
+        out: Tensor = self.proj_out(x_BSC).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        return x_BCHW + out
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling and a dense 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W)."""
+        out: Tensor = self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
+        return out

@@ -1,0 +1,1 @@
+"""The denoisers of the published table, behind our contract."""

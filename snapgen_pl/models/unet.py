@@ -1,0 +1,292 @@
+"""The efficient UNet (SnapGen, section on the efficient architecture), declared as a list of stages.
+
+SDXL's UNet is the base; every step from it to SnapGen is an argument, so each row of the ablation is one
+configuration of this class (``experiments/imagenet256/ablation``).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from snapgen_pl.flow.path import velocity_from_data
+from snapgen_pl.models.attention import ContextProjection
+from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
+from snapgen_pl.models.layers import (
+    GROUPS,
+    Convolution,
+    ResidualBlock,
+    TimeEmbedding,
+    Transformer,
+    Upsample,
+    conv3x3,
+    embedding_mlp,
+    zero,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A residual block with a transformer attached, or either alone.
+
+    Attributes:
+        residual: whether the block has its residual block.
+        layers: layers of its transformer; 0 is none.
+    """
+
+    residual: bool = True
+    layers: int = 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One resolution of the UNet.
+
+    Attributes:
+        channels: its width, a multiple of 32 and of the head width.
+        down: blocks on the way down.
+        up: blocks on the way up: one more than down, each with its residual block, which joins a skip connection.
+        self_attention: whether its transformers have self-attention.
+    """
+
+    channels: int
+    down: list[Block] = field(default_factory=lambda: [Block()] * 2)
+    up: list[Block] = field(default_factory=lambda: [Block()] * 3)
+    self_attention: bool = False
+
+
+REFERENCE = (
+    Stage(256, down=[Block(residual=False, layers=1)] * 2, up=[Block()] * 3),
+    Stage(512, down=[Block(layers=2)] * 2, up=[Block(layers=2)] * 3),
+    Stage(896, down=[Block(layers=4)] * 2, up=[Block(layers=4)] * 3, self_attention=True),
+)
+
+
+class UNetBlock(nn.Module):
+    """A residual block, a transformer, or one after the other; knows which context layers are its own."""
+
+    def __init__(self, residual: ResidualBlock | None, transformer: Transformer | None, first_layer: int) -> None:
+        super().__init__()
+        self.residual = residual
+        self.transformer = transformer
+        self.first_layer = first_layer
+
+    def forward(self, x_BCHW: Tensor, time_BE: Tensor, context: PreparedConditioning) -> Tensor:
+        """One block on a feature map."""
+        x = x_BCHW
+        if self.residual is not None:
+            x = self.residual(x, time_BE)
+        if self.transformer is not None:
+            own = slice(self.first_layer, self.first_layer + len(self.transformer.layers))
+            x = self.transformer(x, context.keys[own], context.values[own], context.mask_BS)
+        return x
+
+
+Levels = Sequence[Sequence[UNetBlock]]  # nn.ModuleList has no element type
+
+
+class UNet(Denoiser):
+    """A UNet over stages; the defaults are the reference configuration (372.4 M parameters at 4 latent channels).
+
+    Args:
+        stages: resolutions from the finest down, each half the grid of the one before; None is REFERENCE.
+        middle_layers: transformer layers between the middle's two residual blocks.
+        in_channels: channels of the latent.
+        context_dim: width of the context tokens: 768 for ImageNet's class texts, 2304 for text-to-image.
+        pooled_dim: width of the pooled vector added to the time embedding; None for none. SDXL's is 2816.
+        convolution: kind of the convolutions in residual blocks and downsampling (paper, step c).
+        expansion: inner over outer channels of residual blocks (paper, step c).
+        ffn_ratio: inner over outer width of feed-forwards (paper, step d).
+        head_dim: width of an attention head.
+        kv_heads: key/value heads; 1 is multi-query (paper, step f), None gives every query head its own.
+        qk_norm: RMS-normalises queries and keys (paper, step f).
+        rope: 2-D rotary positions in self-attention (paper, step f).
+        prediction: what the last layer says: the velocity, or the data, from which the velocity follows. Data lies in
+            few dimensions even where a latent position has many channels, and is then far quicker to learn (Li and He
+            2025, arXiv 2511.13720).
+        activation_checkpointing: recomputes blocks in the backward pass, for less memory and about a third more time.
+
+    Raises:
+        ValueError: where the stages do not fit together.
+    """
+
+    def __init__(
+        self,
+        stages: list[Stage] | None = None,
+        middle_layers: int = 4,
+        in_channels: int = 4,
+        context_dim: int = 768,
+        pooled_dim: int | None = None,
+        convolution: Convolution = "separable",
+        expansion: int = 2,
+        ffn_ratio: int = 3,
+        head_dim: int = 64,
+        kv_heads: int | None = 1,
+        qk_norm: bool = True,
+        rope: bool = True,
+        prediction: Literal["velocity", "data"] = "velocity",
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        stages = list(REFERENCE) if stages is None else stages
+        _check(stages, head_dim, kv_heads)
+        self.in_channels, self.context_dim = in_channels, context_dim
+        self.prediction = prediction
+        self.activation_checkpointing = activation_checkpointing
+        names = [f"down.{i}" for i in range(len(stages))], [f"up.{i}" for i in reversed(range(len(stages)))]
+        self.feature_names = (*names[0], "middle", *names[1])
+
+        first, last = stages[0], stages[-1]
+        embedding_dim = 4 * first.channels
+        self.time = TimeEmbedding(first.channels, embedding_dim)
+        self.pooled = None if pooled_dim is None else embedding_mlp(pooled_dim, embedding_dim)
+        layer_heads: list[int] = []  # key/value heads of each cross-attention layer, in the order of execution
+
+        def residual_block(channels_in: int, channels_out: int) -> ResidualBlock:
+            return ResidualBlock(channels_in, channels_out, embedding_dim, convolution, expansion)
+
+        def block(declared: Block, stage: Stage, channels_in: int) -> UNetBlock:
+            residual = residual_block(channels_in, stage.channels) if declared.residual else None
+            transformer = None
+            start = len(layer_heads)
+            if declared.layers:
+                transformer = Transformer(
+                    stage.channels, declared.layers, stage.self_attention, kv_heads, head_dim, ffn_ratio, qk_norm, rope
+                )
+                layer_heads.extend([kv_heads or stage.channels // head_dim] * declared.layers)
+            return UNetBlock(residual, transformer, start)
+
+        self.conv_in = nn.Conv2d(in_channels, first.channels, 3, padding=1)
+        skips = [first.channels]
+        channels = first.channels
+        self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
+        for stage in stages:
+            blocks = nn.ModuleList()
+            for declared in stage.down:
+                blocks.append(block(declared, stage, channels))
+                channels = stage.channels
+                skips.append(channels)
+            self.down.append(blocks)
+            if stage is not last:
+                self.downsample.append(conv3x3(convolution, channels, channels, stride=2))
+                skips.append(channels)
+
+        self.middle = nn.ModuleList(
+            [block(Block(layers=middle_layers), last, channels), block(Block(), last, last.channels)]
+        )
+
+        self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
+        for stage in reversed(stages):
+            blocks = nn.ModuleList()
+            for declared in stage.up:
+                blocks.append(block(declared, stage, channels + skips.pop()))
+                channels = stage.channels
+            self.up.append(blocks)
+            if stage is not first:
+                self.upsample.append(Upsample(channels))
+
+        self.context = ContextProjection(context_dim, layer_heads, head_dim, qk_norm)
+        self.norm_out = nn.GroupNorm(GROUPS, first.channels)
+        self.conv_out = nn.Conv2d(first.channels, in_channels, 3, padding=1)
+        zero(self.conv_out)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
+
+    def prepare(self, conditioning: Conditioning) -> PreparedConditioning:
+        """All keys and values of cross-attention, and the pooled vector's embedding.
+
+        Raises:
+            ValueError: where the pooled vector is missing, or given to a network that takes none.
+        """
+        if (conditioning.pooled_BP is None) != (self.pooled is None):
+            has, takes = conditioning.pooled_BP is not None, self.pooled is not None
+            raise ValueError(f"pooled vector given: {has}, taken by this UNet: {takes}; set pooled_dim to match")
+        keys, values = self.context(conditioning.tokens_BSD)
+        embedding = self.pooled(conditioning.pooled_BP) if self.pooled is not None else None
+        return PreparedConditioning(keys, values, conditioning.mask_BS, embedding)
+
+    def forward(
+        self,
+        x_BCHW: Tensor,
+        t_B: Tensor,
+        conditioning: Conditioning | PreparedConditioning,
+        features: tuple[str, ...] = (),
+    ) -> DenoiserOutput:
+        """Predicts noise - data; ``features`` are the stages' outputs before they change resolution.
+
+        Raises:
+            ValueError: for an unknown feature name.
+        """
+        if unknown := set(features) - set(self.feature_names):
+            raise ValueError(f"unknown features {sorted(unknown)}; this UNet has {list(self.feature_names)}")
+        context = self.prepare(conditioning) if isinstance(conditioning, Conditioning) else conditioning
+        embedding = self.time(t_B)
+        if context.embedding_BE is not None:
+            embedding = embedding + context.embedding_BE
+        time_BE = F.silu(embedding)
+        run = self._checkpointed if self.activation_checkpointing and torch.is_grad_enabled() else _run
+        taps: dict[str, Tensor] = {}
+
+        x = self.conv_in(x_BCHW.contiguous(memory_format=torch.channels_last))
+        skips = [x]
+        for i, blocks in enumerate(cast(Levels, self.down)):
+            for block in blocks:
+                x = run(block, x, time_BE, context)
+                skips.append(x)
+            taps[f"down.{i}"] = x
+            if i < len(self.downsample):
+                x = self.downsample[i](x)
+                skips.append(x)
+        for block in cast(Sequence[UNetBlock], self.middle):
+            x = run(block, x, time_BE, context)
+        taps["middle"] = x
+        for i, blocks in enumerate(cast(Levels, self.up)):
+            for block in blocks:
+                x = run(block, torch.cat((x, skips.pop()), dim=1), time_BE, context)
+            taps[f"up.{len(self.up) - 1 - i}"] = x
+            if i < len(self.upsample):
+                x = self.upsample[i](x)
+        velocity = self.conv_out(F.silu(self.norm_out(x)))
+        if self.prediction == "data":
+            velocity = velocity_from_data(x_BCHW, velocity, t_B)
+        return DenoiserOutput(velocity, tuple(taps[name] for name in features))
+
+    @staticmethod
+    def _checkpointed(block: UNetBlock, x_BCHW: Tensor, time_BE: Tensor, context: PreparedConditioning) -> Tensor:
+        out: Tensor = checkpoint(block, x_BCHW, time_BE, context, use_reentrant=False)
+        return out
+
+
+def _run(block: Callable[..., Tensor], x_BCHW: Tensor, time_BE: Tensor, context: PreparedConditioning) -> Tensor:
+    return block(x_BCHW, time_BE, context)
+
+
+def _check(stages: Sequence[Stage], head_dim: int, kv_heads: int | None) -> None:
+    if not stages:
+        raise ValueError("stages is empty; a UNet needs at least one")
+    channels = stages[0].channels
+    for i, stage in enumerate(stages):
+        if stage.channels % GROUPS or stage.channels % head_dim:
+            raise ValueError(
+                f"stage {i}: {stage.channels} channels; need a multiple of {GROUPS} and of head_dim {head_dim}"
+            )
+        if kv_heads and (stage.channels // head_dim) % kv_heads:
+            raise ValueError(
+                f"stage {i}: {stage.channels // head_dim} heads do not share {kv_heads} key/value heads evenly"
+            )
+        if len(stage.up) != len(stage.down) + 1 or not all(block.residual for block in stage.up):
+            raise ValueError(
+                f"stage {i}: up needs {len(stage.down) + 1} blocks, one more than down, all with residual: true"
+            )
+        if not stage.down:
+            raise ValueError(f"stage {i}: down is empty; a stage needs at least one block")
+        if stage.channels != channels and not stage.down[0].residual:
+            raise ValueError(
+                f"stage {i}: its first block changes {channels} to {stage.channels} channels; it needs residual: true"
+            )
+        if not all(block.residual or block.layers for block in stage.down):
+            raise ValueError(f"stage {i}: a block with residual: false and layers: 0 does nothing; remove it")
+        channels = stage.channels

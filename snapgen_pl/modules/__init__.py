@@ -1,0 +1,1 @@
+"""The training stages as LightningModules: wiring only."""

@@ -1,0 +1,256 @@
+"""Stage one: rectified-flow pretraining under class labels. Wiring only; the maths is in flow/ and models/."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypedDict
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from snapgen_pl import rng
+from snapgen_pl.autoencoders.autoencoder import Autoencoder
+from snapgen_pl.conditioning.class_tokens import ClassTokens
+from snapgen_pl.data.datamodule import ImageData
+from snapgen_pl.data.source import ImageBatch, LabelBatch
+from snapgen_pl.distill.loss_terms import LossCombiner, LossTerm, LossTerms, SumOfMeans
+from snapgen_pl.flow.guidance import Guidance, guided_velocity
+from snapgen_pl.flow.noise import initial_noise, step_noise
+from snapgen_pl.flow.path import PathSample, sample_path
+from snapgen_pl.flow.samplers import Euler, Sampler
+from snapgen_pl.flow.timesteps import LogitNormal, TimestepDensity
+from snapgen_pl.images import from_uint8, to_uint8
+from snapgen_pl.metrics.binned_mean import BinnedMean
+from snapgen_pl.models.count import count
+from snapgen_pl.models.denoiser import Conditioning, Denoiser
+from snapgen_pl.modules.frozen import Frozen
+from snapgen_pl.rng import Stream
+
+VALIDATION_SEED = 0  # not the run's: validation losses compare across runs
+VALIDATION_BINS = 10
+GOLDEN_RATIO = 0.6180339887498949
+
+
+class TrainingStep(TypedDict):
+    """What a training step hands to callbacks: its loss, the terms it was made of, and the samples' positions."""
+
+    loss: Tensor
+    terms: LossTerms
+    position_B: Tensor
+
+
+class Pretrain(L.LightningModule):
+    """Trains a denoiser on the velocity of rectified flow, given class labels.
+
+    Randomness is drawn per sample from (seed, position in the stream of images), so the same images give the same
+    loss on any number of processes and any accumulation.
+
+    Args:
+        denoiser: the network; its context_dim and in_channels must match the conditioner's and the autoencoder's.
+        conditioner: from labels to context tokens.
+        autoencoder: frozen, kept out of checkpoints.
+        image_size: side of the square images, in pixels; the data's image_size.
+        timesteps: density of training times.
+        optimizer: built over the parameters of denoiser and conditioner.
+        warmup_images: the learning rate rises linearly over so many images.
+        decay_images: it falls linearly to zero from there until so many images were seen; None keeps it.
+        sampler: draws images for grids, metrics and predict.
+        guidance: guides the sampler.
+        compile: compiles the denoiser with torch.compile.
+        seed: seeds timesteps, noise and label dropout.
+
+    Raises:
+        ValueError: where the parts do not fit together.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        conditioner: ClassTokens,
+        autoencoder: Autoencoder,
+        image_size: int = 256,
+        timesteps: TimestepDensity = LogitNormal(),  # noqa: B008 (frozen)
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = lambda parameters: AdamW(
+            parameters, lr=1e-4, weight_decay=0.0
+        ),
+        warmup_images: int = 0,
+        decay_images: int | None = None,
+        sampler: Sampler = Euler(steps=50),  # noqa: B008 (frozen)
+        guidance: Guidance = Guidance(),  # noqa: B008 (frozen)
+        compile: bool = False,  # noqa: A002 (torch's word for it)
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_fit(denoiser, conditioner, autoencoder, image_size)
+        self.denoiser, self.conditioner = denoiser, conditioner
+        self._autoencoder = Frozen(autoencoder)
+        self.image_size, self.timesteps = image_size, timesteps
+        self.sampler, self.guidance = sampler, guidance
+        if decay_images is not None and decay_images <= warmup_images:
+            raise ValueError(f"decay_images is {decay_images}; it must come after warmup_images, {warmup_images}")
+        self.make_optimizer, self.warmup_images, self.decay_images = optimizer, warmup_images, decay_images
+        self.seed = seed
+        self.combine: LossCombiner = SumOfMeans()
+        self.images_seen = 0
+        self.macs_per_image = count(denoiser, self.latent_shape[-1], conditioner.tokens).macs
+        self.validation_loss = BinnedMean(VALIDATION_BINS)
+        if compile:
+            self.denoiser.compile(dynamic=False)
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """The frozen autoencoder."""
+        return self._autoencoder.module
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one latent."""
+        side = self.image_size // self.autoencoder.downsampling
+        return self.autoencoder.channels, side, side
+
+    def setup(self, stage: str) -> None:
+        """Checks the data against the model, and fits or loads the autoencoder."""
+        data = self._data()
+        if data.image_size != self.image_size:
+            raise ValueError(
+                f"data.image_size is {data.image_size}, model.image_size {self.image_size}; set them to the same size"
+            )
+        if len(data.classes) > self.conditioner.num_classes:
+            raise ValueError(
+                f"the data has {len(data.classes)} classes, the conditioner room for {self.conditioner.num_classes}; "
+                f"set --model.conditioner.num_classes {len(data.classes)} or more"
+            )
+        if self.trainer.is_global_zero:
+            images = (batch.image_BCHW for batch in data.training_images(256))
+            if message := self.autoencoder.ready(Path(self.trainer.default_root_dir), images):
+                rank_zero_info(message)
+        self.trainer.strategy.barrier("autoencoder")
+        if not self.trainer.is_global_zero:
+            self.autoencoder.ready(Path(self.trainer.default_root_dir), ())
+        self.autoencoder.to(self.device)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimizer and its schedule, counted in images."""
+        optimizer = self.make_optimizer([*self.denoiser.parameters(), *self.conditioner.parameters()])
+        schedule = LambdaLR(optimizer, lambda _: rate(self.images_seen, self.warmup_images, self.decay_images))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> TrainingStep:
+        """One batch: draws times, noise and dropped labels, and predicts the velocity."""
+        position_B = batch.position_B
+        t_B = self.timesteps.sample(rng.uniform(self.seed, Stream.TIMESTEP, position_B))
+        dropout = rng.uniform(self.seed, Stream.CONDITION_DROPOUT, position_B)
+        conditioning = self.conditioner(self.conditioner.drop(batch.label_B, dropout))
+        terms = self.loss_terms(self._path(batch, t_B, self.seed), conditioning)
+        combined = self.combine(terms)
+        self.log("train/loss", combined.loss, prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in combined.logs.items()})
+        self.images_seen += len(position_B) * self.trainer.world_size
+        detached = tuple(term._replace(value_B=term.value_B.detach()) for term in terms.terms)
+        return {"loss": combined.loss, "terms": LossTerms(t_B, detached), "position_B": position_B}
+
+    def loss_terms(self, path: PathSample, conditioning: Conditioning) -> LossTerms:
+        """L_task = mean over C, H, W of (v_theta(x_t, t) - (noise - data))^2, per sample, in fp32."""
+        output = self.denoiser(path.x_BCHW, path.t_B, conditioning)
+        error = output.velocity_BCHW.float() - path.velocity_BCHW
+        return LossTerms(path.t_B, (LossTerm("task", "task", error.square().mean(dim=(1, 2, 3))),))
+
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """The raw loss on pinned noise, and on pinned times that fill [0, 1] evenly."""
+        t_B = (batch.position_B * GOLDEN_RATIO % 1).float()
+        path = self._path(batch, t_B, VALIDATION_SEED)
+        for term in self.loss_terms(path, self.conditioner(batch.label_B)).terms:
+            self.validation_loss.update(t_B, term.value_B)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the loss over all times and per bin of time."""
+        per_bin = self.validation_loss.compute()
+        self.log("val/loss", self.validation_loss.mean(), prog_bar=True, rank_zero_only=True)
+        self.log_dict(
+            {f"val_loss_by_t/{i / len(per_bin):.1f}": loss for i, loss in enumerate(per_bin) if loss.isfinite()},
+            rank_zero_only=True,
+        )
+        self.validation_loss.reset()
+
+    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """What validation measures; callbacks add what takes samples."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """See on_validation_epoch_end."""
+        self.on_validation_epoch_end()
+
+    def predict_step(self, batch: LabelBatch, batch_idx: int) -> Tensor:
+        """Images for the labels asked for."""
+        return self.sample(batch)
+
+    @torch.no_grad()
+    def sample(self, request: LabelBatch) -> Tensor:
+        """Draws images from the weights as they are.
+
+        Args:
+            request: labels, and the positions that noise is drawn from: the same request gives the same images.
+
+        Returns:
+            uint8 (B, 3, image_size, image_size).
+        """
+        request = LabelBatch(*(tensor.to(self.device) for tensor in request))
+        velocity = guided_velocity(
+            self.denoiser,
+            self.conditioner(request.label_B),
+            self.conditioner.unconditional(request.label_B),
+            self.guidance,
+        )
+        noise = initial_noise(self.seed, request.position_B, self.latent_shape)
+        final = self.sampler(velocity, noise, step_noise(self.seed, request.position_B, self.latent_shape))
+        autoencoder = self.autoencoder.to(self.device)
+        return to_uint8(autoencoder.decode(autoencoder.to_raw(final)))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the count of images as a plain integer."""
+        checkpoint["images_seen"] = self.images_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the count of images."""
+        self.images_seen = checkpoint["images_seen"]
+
+    def _path(self, batch: ImageBatch, t_B: Tensor, seed: int) -> PathSample:
+        # Latents, path and target stay in fp32: only the network runs under autocast.
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            data = self.autoencoder.to_final(self.autoencoder.encode(from_uint8(batch.image_BCHW)))
+            noise = rng.normal(seed, Stream.NOISE, batch.position_B, self.latent_shape)
+            return sample_path(data, noise, t_B)
+
+    def _data(self) -> ImageData:
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, ImageData):
+            raise ValueError(f"Pretrain needs an ImageData as its data, not {type(data).__name__}")
+        return data
+
+
+def rate(images_seen: int, warmup_images: int, decay_images: int | None) -> float:
+    """The share of the learning rate to use: up to 1 over the warm-up, and down to 0 at decay_images, linearly."""
+    if images_seen < warmup_images:
+        return images_seen / warmup_images
+    if decay_images is None:
+        return 1.0
+    return max(0.0, (decay_images - images_seen) / (decay_images - warmup_images))
+
+
+def _check_fit(denoiser: Denoiser, conditioner: ClassTokens, autoencoder: Autoencoder, image_size: int) -> None:
+    if denoiser.in_channels != autoencoder.channels:
+        raise ValueError(
+            f"denoiser.in_channels is {denoiser.in_channels}, the autoencoder has {autoencoder.channels} channels; "
+            f"set --model.denoiser.in_channels {autoencoder.channels}"
+        )
+    if denoiser.context_dim != conditioner.context_dim:
+        raise ValueError(
+            f"denoiser.context_dim is {denoiser.context_dim}, conditioner.context_dim {conditioner.context_dim}; "
+            "set them to the same width"
+        )
+    if image_size % autoencoder.downsampling:
+        raise ValueError(f"image_size {image_size} is not a multiple of the autoencoder's {autoencoder.downsampling}")

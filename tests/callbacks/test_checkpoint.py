@@ -1,0 +1,116 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint
+from snapgen_pl.checkpoints import LAST, PREVIOUS, is_whole, newest, step_of
+from tests import tiny_run
+
+
+def write(path: Path, step: int = 1) -> dict[str, Any]:
+    checkpoint = {"global_step": step, "state_dict": {"w": torch.arange(5000.0) + step}}
+    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+    return checkpoint
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def test_saving_keeps_the_checkpoint_before_and_no_other_file(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        write(tmp_path / LAST, step)
+    assert (step_of(tmp_path / LAST), step_of(tmp_path / PREVIOUS)) == (3, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LAST, PREVIOUS]
+
+
+def test_a_failing_write_leaves_the_older_checkpoints_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / LAST, 1)
+    write(tmp_path / LAST, 2)
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("callbacks.checkpoint.os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / LAST, 3)
+    assert (step_of(tmp_path / LAST), step_of(tmp_path / PREVIOUS)) == (2, 1)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_truncated_checkpoint_is_named_and_the_previous_one_offered(tmp_path: Path) -> None:
+    write(tmp_path / LAST, 1)
+    write(tmp_path / LAST, 2)
+    truncate(tmp_path / LAST)
+    assert not is_whole(tmp_path / LAST)
+    for read in (AtomicCheckpointIO().load_checkpoint, step_of, lambda path: newest(path.parent)):
+        with pytest.raises(ValueError, match=r"last\.ckpt is truncated .*; resume with --ckpt_path .*previous\.ckpt"):
+            read(tmp_path / LAST)
+    truncate(tmp_path / PREVIOUS)
+    with pytest.raises(ValueError, match=r"no whole checkpoint lies beside it"):
+        newest(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.99, 0.9999])
+def test_a_checkpoint_cut_anywhere_is_not_whole(tmp_path: Path, kept: float) -> None:
+    write(tmp_path / LAST)
+    assert is_whole(tmp_path / LAST)
+    os.truncate(tmp_path / LAST, int((tmp_path / LAST).stat().st_size * kept))
+    assert not is_whole(tmp_path / LAST)
+
+
+def test_a_kill_between_the_renames_leaves_the_previous_checkpoint_as_the_newest(tmp_path: Path) -> None:
+    write(tmp_path / LAST, 1)
+    (tmp_path / LAST).rename(tmp_path / PREVIOUS)
+    assert newest(tmp_path) == tmp_path / PREVIOUS
+
+
+def test_continuing_where_nothing_is_does_not_start_from_scratch(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nothing to continue"):
+        tiny_run.trainer_for(tmp_path, 2).fit(tiny_run.Tiny(), tiny_run.Stream(6), ckpt_path="last")
+
+
+def test_a_pickle_that_runs_code_is_not_loaded(tmp_path: Path) -> None:
+    torch.save({"global_step": 1, "trap": Path("/")}, tmp_path / LAST)
+    with pytest.raises(Exception, match="weights_only"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / LAST)
+    with pytest.raises(ValueError, match="leave weights_only out"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / LAST, weights_only=False)
+
+
+def test_a_cadence_that_two_optimizers_jump_over_still_saves(tmp_path: Path) -> None:
+    saved: list[int] = []
+
+    class Noted(LastCheckpoint):
+        def _save_checkpoint(self, trainer: Any, filepath: str) -> None:
+            super()._save_checkpoint(trainer, filepath)
+            saved.append(trainer.global_step)
+
+    class TwoOptimizers(tiny_run.Tiny):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(self.parameters(), lr=0.1), torch.optim.SGD(self.parameters(), lr=0.1)]
+
+        def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+            step = super().training_step(batch, batch_idx)
+            self.manual_backward(step["loss"])
+            for optimizer in self.optimizers():  # type: ignore[union-attr]
+                optimizer.step()
+            return step
+
+    trainer = tiny_run.trainer_for(tmp_path, 16, callbacks=[Noted(5)], ours=False)
+    trainer.fit(TwoOptimizers(), tiny_run.Stream(6), tiny_run.Stream(6))
+    assert saved == [6, 10, 16]
+
+
+def test_a_cadence_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="every_n_steps must be at least 1, got 0"):
+        LastCheckpoint(0)

@@ -1,0 +1,18 @@
+import torch
+
+from snapgen_pl.distill.loss_terms import LossTerm, LossTerms, SumOfMeans
+
+
+def test_the_default_combiner_sums_means_and_logs_them_when_there_are_several() -> None:
+    t = torch.tensor([0.2, 0.4])
+    task = LossTerm("task", "task", torch.tensor([1.0, 3.0], requires_grad=True))
+    kd = LossTerm("kd", "kd", torch.tensor([5.0, 7.0]))
+    alone, both = SumOfMeans()(LossTerms(t, (task,))), SumOfMeans()(LossTerms(t, (task, kd)))
+    assert alone.loss.item() == 2
+    assert alone.logs == {}
+    assert both.loss.item() == 8
+    assert {name: value.item() for name, value in both.logs.items()} == {"task": 2, "kd": 6}
+    assert not both.logs["task"].requires_grad
+    both.loss.backward()
+    assert task.value_B.grad is not None
+    assert task.value_B.grad.tolist() == [0.5, 0.5]

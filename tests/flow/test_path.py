@@ -1,0 +1,49 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from snapgen_pl.flow.path import data_from_velocity, noise_from_velocity, sample_path
+
+times = st.lists(st.floats(0, 1), min_size=1, max_size=4)
+
+
+def latents(batch: int, count: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, batch, 2, 3, 5, generator=generator, dtype=torch.float64)
+
+
+@settings(deadline=None)
+@given(times, st.integers(0, 2**32))
+def test_the_velocity_leads_back_to_both_ends_of_the_path(t: list[float], seed: int) -> None:
+    data, noise = latents(len(t), 2, seed)
+    x, velocity, t_B = sample_path(data, noise, torch.tensor(t, dtype=torch.float64))
+    torch.testing.assert_close(data_from_velocity(x, velocity, t_B), data)
+    torch.testing.assert_close(noise_from_velocity(x, velocity, t_B), noise)
+
+
+@settings(deadline=None)
+@given(times, st.integers(0, 2**32))
+def test_the_ends_of_any_predicted_line_give_that_line_back(t: list[float], seed: int) -> None:
+    x, velocity = latents(len(t), 2, seed)
+    t_B = torch.tensor(t, dtype=torch.float64)
+    again = sample_path(data_from_velocity(x, velocity, t_B), noise_from_velocity(x, velocity, t_B), t_B)
+    torch.testing.assert_close(again.x_BCHW, x)
+    torch.testing.assert_close(again.velocity_BCHW, velocity)
+
+
+def test_time_zero_is_data_time_one_is_noise_and_the_velocity_is_the_derivative_between() -> None:
+    data, noise = latents(3, 2, 0)
+    assert torch.equal(sample_path(data, noise, torch.zeros(3)).x_BCHW, data)
+    assert torch.equal(sample_path(data, noise, torch.ones(3)).x_BCHW, noise)
+    early, late = (sample_path(data, noise, torch.tensor([t] * 3, dtype=torch.float64)) for t in (0.25, 0.75))
+    torch.testing.assert_close((late.x_BCHW - early.x_BCHW) / 0.5, early.velocity_BCHW)
+
+
+def test_shapes_that_would_broadcast_are_refused() -> None:
+    data, noise = latents(3, 2, 0)
+    with pytest.raises(ValueError, match="one shape"):
+        sample_path(data, noise[:1], torch.zeros(3))
+    with pytest.raises(ValueError, match=r"must be \(B,\)"):
+        sample_path(data, noise, torch.zeros(1))

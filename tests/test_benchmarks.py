@@ -1,0 +1,119 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from benchmarks.cuda import throughput
+from benchmarks.networks import SUBJECTS, Subject, feed, forward_backward, materialise
+from benchmarks.timing import Sample, Timing, environment, interleave, summarise
+from benchmarks.unet import cpu_table, main, ratios, run_cpu
+from snapgen_pl.models.denoiser import Denoiser
+from snapgen_pl.models.peers.dit import DiT
+from snapgen_pl.models.unet import Block, Stage, UNet
+
+CPU = torch.device("cpu")
+
+
+def tiny_unet() -> UNet:
+    stages = [Stage(64, [Block()], [Block()] * 2), Stage(64, [Block(layers=1)], [Block(layers=1)] * 2)]
+    return UNet(stages, middle_layers=1, context_dim=16)
+
+
+def tiny_dit() -> DiT:
+    return DiT(hidden=32, depth=1, heads=2, context_dim=32)
+
+
+def test_rounds_are_interleaved_after_the_warm_ups() -> None:
+    calls: list[str] = []
+    subjects = {name: lambda name=name: calls.append(name) for name in "abc"}
+    timings = interleave(subjects, rounds=2, warmups=1)
+    assert "".join(calls) == "abc" * 3
+    assert {name: timing.rounds for name, timing in timings.items()} == {"a": 2, "b": 2, "c": 2}
+
+
+def test_no_rounds_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        interleave({"a": lambda: None}, rounds=0)
+
+
+def test_statistics_are_minima_and_medians_of_each_clock() -> None:
+    samples = [Sample(3.0, 5.0), Sample(1.0, 9.0), Sample(2.0, 4.0)]
+    assert summarise(samples) == Timing(3, cpu_min_s=1.0, cpu_median_s=2.0, wall_min_s=4.0, wall_median_s=5.0)
+
+
+def test_a_ratio_above_one_means_that_ours_is_faster() -> None:
+    ours = Timing(1, cpu_min_s=1.0, cpu_median_s=9.0, wall_min_s=2.0, wall_median_s=9.0)
+    peer = Timing(1, cpu_min_s=3.0, cpu_median_s=9.0, wall_min_s=1.0, wall_median_s=9.0)
+    assert ratios("forward", {"snapgen": ours, "peer": peer}) == {
+        "forward_ratio_to_peer": 3.0,
+        "forward_wall_ratio_to_peer": 0.5,
+    }
+
+
+def test_the_compared_networks_have_the_published_sizes() -> None:
+    costs = {name: subject.cost(32) for name, subject in SUBJECTS.items()}
+    assert {name: (round(cost.params_m), round(cost.gmacs)) for name, cost in costs.items()} == {
+        "snapgen": (372, 38),
+        "dit_xl_2": (674, 119),  # without the label table of 1.15 M and the variance's output
+        "thin_sdxl": (634, 69),
+    }
+
+
+@pytest.mark.parametrize("build", [tiny_unet, tiny_dit])
+def test_a_network_built_fast_runs_on_ordinary_numbers(build: type[UNet] | type[DiT]) -> None:
+    network: Denoiser = materialise(build, CPU)
+    for name, parameter in network.named_parameters():
+        assert 0 < parameter.abs().mean() < 0.02, name
+    fed = feed(network, batch=2, size=8, tokens=3, device=CPU)
+    forward_backward(network, fed)
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+def test_a_network_with_buffers_is_not_built_fast() -> None:
+    class Buffered(DiT):
+        def __init__(self) -> None:
+            super().__init__(hidden=32, depth=1, heads=2, context_dim=32)
+            self.register_buffer("table", torch.ones(3))
+
+    with pytest.raises(ValueError, match="table"):
+        materialise(Buffered, CPU)
+
+
+def test_the_record_holds_ratios_costs_protocol_and_machine() -> None:
+    subjects = {"snapgen": Subject(tiny_unet, tokens=3), "dit_xl_2": Subject(tiny_dit, tokens=1)}
+    report = run_cpu(subjects, batch=1, size=8, rounds=2, training_rounds=1)
+    record = json.loads(json.dumps(report.record()))
+    peer, ours = record["forward"]["dit_xl_2"], record["forward"]["snapgen"]
+    assert record["forward_ratio_to_dit_xl_2"] == peer["cpu_min_s"] / ours["cpu_min_s"]
+    assert record["training_wall_ratio_to_dit_xl_2"] > 0
+    assert record["costs"]["snapgen"] == subjects["snapgen"].cost(8)._asdict()
+    assert record["environment"]["threads"] == torch.get_num_threads()
+    assert record["environment"]["torch"] == torch.__version__
+
+    console = Console(width=120, record=True)
+    console.print(cpu_table(report))
+    assert "dit_xl_2" in console.export_text()
+
+
+def test_without_training_rounds_the_record_has_predictions_alone() -> None:
+    subjects = {"snapgen": Subject(tiny_unet, tokens=3), "dit_xl_2": Subject(tiny_dit, tokens=1)}
+    report = run_cpu(subjects, batch=1, size=8, rounds=1, training_rounds=0)
+    assert report.training == {}
+    assert set(report.ratios) == {"forward_ratio_to_dit_xl_2", "forward_wall_ratio_to_dit_xl_2"}
+
+
+def test_the_environment_names_the_command_without_the_machines_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/benchmarks/unet.py", "--json", "a b.json"])
+    assert environment("benchmarks.unet").command == "python -m benchmarks.unet --json 'a b.json'"
+
+
+def test_options_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="leave it out"):
+        main(json=tmp_path / "record.json", micro_batch=4)
+    with pytest.raises(ValueError, match="leave it out"):
+        main(json=tmp_path / "record.json", device="cuda", threads=2)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="not a multiple"):
+        throughput(Subject(tiny_dit, 1), "forward", compiled=False, batch=6, micro_batch=4, size=8, steps=1)

@@ -1,0 +1,50 @@
+"""What the README tells users to type works, and the tables it shows are those the code makes."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from snapgen_pl.__main__ import FUNCTION_VERBS, TRAINER_VERBS, main
+from snapgen_pl.metrics.tables import table
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [
+    shlex.split(line, comments=True) for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line
+]
+OURS = [words[words.index("-m") + 2 :] for words in COMMANDS if "snapgen_pl" in words and "fit" in words]
+
+
+def test_it_shows_commands_of_every_verb() -> None:
+    for verb in (*TRAINER_VERBS, *FUNCTION_VERBS):
+        assert f"python -m snapgen_pl {verb}" in README
+
+
+@pytest.mark.parametrize("words", OURS, ids=" ".join)
+def test_every_fit_command_parses(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my-changes.yaml").write_text("trainer: {max_steps: 10}\n")
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        main([*(word for word in words if word not in ("--print_config", "--ckpt_path", "last")), "--print_config"])
+    assert exit_.value.code in (0, None)
+    assert "class_path: snapgen_pl.modules.pretrain.Pretrain" in capsys.readouterr().out
+
+
+def test_its_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert {words[1] for words in COMMANDS if words[0] == "make"} <= targets
+
+
+def test_its_ablation_is_the_one_counted() -> None:
+    assert table("ablation", "md") in README
+
+
+def test_it_links_to_files_that_exist() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert [link for link in links if not (ROOT / link).exists()] == []
