@@ -5,7 +5,9 @@ permutation drawn from (seed, epoch). A loader's whole state is the next positio
 drawn for it, follows from its position.
 """
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -146,13 +148,22 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _leave_signals_to_parent(worker: int) -> None:
+def _answer_to_parent_alone(worker: int) -> None:
     """Keeps a worker alive when its whole process group is told to stop, so that the run can finish its step and save.
 
-    Clusters and Ctrl-C signal every process of a job; workers end when their parent is done with them, or gone.
+    Clusters and Ctrl-C signal every process of a job. The parent's own SIGTERM still ends a worker: an interpreter that
+    exits with a loader in use sends one, and then waits for the worker's end.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # Without it (macOS) a SIGTERM to the whole group ends workers.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parents_signal, daemon=True).start()
+
+
+def _end_with_parents_signal() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class BatchLoader(DataLoader[ImageBatch]):
@@ -175,7 +186,7 @@ class BatchLoader(DataLoader[ImageBatch]):
             pin_memory=torch.cuda.is_available(),
             # Every loader draws a base seed for its workers: without its own generator, from the global one.
             generator=torch.Generator(),
-            worker_init_fn=_leave_signals_to_parent,
+            worker_init_fn=_answer_to_parent_alone,
         )
 
 

@@ -1,5 +1,10 @@
+import multiprocessing
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +23,8 @@ from snapgen_pl.data.loader import (
     even_batches,
 )
 from snapgen_pl.data.source import ImageBatch
+
+REPOSITORY = Path(__file__).parent.parent.parent
 
 
 class Ramps:
@@ -135,6 +142,26 @@ def test_loading_leaves_the_global_random_numbers_alone(workers: int) -> None:
     next(iter(loader(workers=workers)))
     next(iter(BatchLoader(ImageSamples(Ramps(4), 4), [[Sample(0, 0)]], workers)))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_process_that_exits_in_the_middle_of_loading_ends_its_workers() -> None:
+    script = "from tests.data.test_loader import loader; batches = iter(loader(workers=1)); next(batches)"
+    subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, timeout=60, check=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_outlives_a_signal_that_is_not_its_parents(number: signal.Signals) -> None:
+    others = set(multiprocessing.active_children())
+    batches = iter(loader(workers=1))
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - others
+    subprocess.run([sys.executable, "-c", f"import os; os.kill({worker.pid}, {number.value})"], check=True)
+    worker.join(timeout=1)
+    assert worker.is_alive()
+    next(batches)
+    worker.terminate()
+    worker.join(timeout=30)
+    assert not worker.is_alive()
 
 
 def test_a_negative_position_is_refused() -> None:
