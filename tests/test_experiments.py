@@ -61,7 +61,7 @@ def test_an_ablation_row_is_a_delta_to_any_experiment(images: Path, tmp_path: Pa
     denoiser = resolved["model"]["init_args"]["denoiser"]["init_args"]
     assert denoiser["kv_heads"] is None
     assert denoiser["ffn_ratio"] == 3
-    assert denoiser["in_channels"] == 32
+    assert denoiser["in_channels"] == 24
 
 
 def test_the_table_holds_every_row_and_nothing_else() -> None:

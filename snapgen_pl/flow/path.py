@@ -6,9 +6,8 @@ Time runs from data to noise throughout the project: t = 0 is data, t = 1 is noi
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
-
-LEAST_TIME = 0.05  # below, a predicted datum's error would be divided by almost nothing (arXiv 2511.13720)
 
 
 class PathSample(NamedTuple):
@@ -56,6 +55,18 @@ def noise_from_velocity(x_BCHW: Tensor, velocity_BCHW: Tensor, t_B: Tensor) -> T
     return x_BCHW + (1 - t_B[:, None, None, None]) * velocity_BCHW
 
 
-def velocity_from_data(x_BCHW: Tensor, data_BCHW: Tensor, t_B: Tensor) -> Tensor:
-    """The velocity towards a predicted datum: v = (x_t - data) / t, with t held at LEAST_TIME from below."""
-    return (x_BCHW - data_BCHW) / t_B.clamp_min(LEAST_TIME)[:, None, None, None]
+def path_deviation(t_B: Tensor, sigma_data: float) -> Tensor:
+    """The standard deviation r of x_t for data of deviation sigma_data, r^2 = (1 - t)^2 sigma^2 + t^2: (B, 1, 1, 1)."""
+    return torch.hypot((1 - t_B) * sigma_data, t_B)[:, None, None, None]
+
+
+def velocity_from_residual(x_BCHW: Tensor, residual_BCHW: Tensor, t_B: Tensor, sigma_data: float) -> Tensor:
+    """The velocity where a network says only what the best linear guess leaves open.
+
+    v = (t - (1 - t) sigma^2) x_t / r^2 + sigma F / r. The first term is E[v | x_t] for data of deviation sigma without
+    structure; what remains of v has then the deviation sigma / r at every time, and F that of 1. It is noise at t = 0
+    and data at t = 1: EDM's preconditioning (Karras et al., 2022) on the straight path.
+    """
+    t_B111 = t_B[:, None, None, None]
+    r_B111 = path_deviation(t_B, sigma_data)
+    return (t_B111 - (1 - t_B111) * sigma_data**2) * x_BCHW / r_B111**2 + sigma_data * residual_BCHW / r_B111
