@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -101,14 +102,17 @@ class SDE(Sampler):
     """SiT's stochastic sampler (Ma et al., 2024): the reverse SDE with diffusion w_t = t, Euler-Maruyama.
 
     It has the ODE's marginals: with score = -noise^ / t, dx = (v - w score) dt + sqrt(2 w) dW = (v + noise^) dt + ...
-    The steps run on a uniform grid from t = 1 to ``last_step``, shifted between these ends; the last step goes from
-    there to 0 by the mean alone. SiT's published numbers take steps = 250 and last_step = 0.04.
+    The steps run on a uniform grid from t = 1 to ``last_step``, shifted between these ends; the last goes from there to
+    0 without noise. SiT's published numbers take steps = 250, last_step = 0.04 and last = "mean".
 
     Args:
-        last_step: the time from which the last step, without noise, is taken.
+        last_step: the time from which the last step is taken.
+        last: "mean" goes by the SDE's drift, which also takes away the noise that it expects to be given: t of it too
+            much, to be seen as grain unless last_step is small. "data" goes to E[data | x] (SiT's "Tweedie").
     """
 
     last_step: float = 0.04
+    last: Literal["mean", "data"] = "mean"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,6 +120,8 @@ class SDE(Sampler):
             raise ValueError(f"steps is {self.steps}; the SDE needs at least 2, for its last one is another kind")
         if not 0 < self.last_step < 1:
             raise ValueError(f"last_step is {self.last_step}; it must lie in (0, 1)")
+        if self.last not in ("mean", "data"):
+            raise ValueError(f"last is {self.last!r}; it must be mean or data")
 
     def times(self) -> list[float]:
         """linspace(1, last_step, steps), shifted inside, then 0."""
@@ -126,6 +132,8 @@ class SDE(Sampler):
     def _step(self, velocity: VelocityFn, x: Tensor, t: float, t_next: float, draw: Callable[[], Tensor]) -> Tensor:
         h = t - t_next
         v = velocity(x, t)
+        if t_next == 0 and self.last == "data":
+            return x - t * v
         noise = x + (1 - t) * v  # The noise end of the line, as in path.noise_from_velocity.
         mean = x - h * (v + noise)
         return mean if t_next == 0 else mean + math.sqrt(2 * t * h) * draw()

@@ -106,6 +106,24 @@ def test_sits_250_step_sde_equals_a_hand_written_one() -> None:
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("last_step", [0.04, 0.4])
+def test_the_sdes_last_step_to_the_data_leaves_no_noise_and_the_mean_leaves_its_own(last_step: float) -> None:
+    # All data is one point: v = (x - point) / t. The drift then goes to point - last_step * noise.
+    def velocity(x: Tensor, t: float) -> Tensor:
+        seen.append((t, x))
+        return (x - MEAN) / t
+
+    seen: list[tuple[float, Tensor]] = []
+    position, shape = torch.arange(3), (2, 4, 4)
+    start, noise_of_step = normal(0, 99, position, shape).double(), step_noise(0, position, shape)
+    clean = SDE(20, last_step=last_step, last="data")(velocity, start, noise_of_step)
+    torch.testing.assert_close(clean, torch.full_like(clean, MEAN))
+    grainy = SDE(20, last_step=last_step)(velocity, start, noise_of_step)
+    t, x = seen[-1]
+    noise = (x - (1 - t) * MEAN) / t
+    torch.testing.assert_close(grainy, MEAN - last_step * noise)
+
+
 @settings(deadline=None)
 @given(st.sampled_from([Euler, Heun, SDE]), st.integers(2, 60), st.floats(0.2, 5))
 def test_times_fall_from_noise_to_data_and_carry_the_shift(kind: type[Sampler], steps: int, shift: float) -> None:
@@ -153,6 +171,7 @@ def test_the_state_is_fp32_even_from_half_precision_noise_and_stays_wider_if_it_
         (lambda: Heun(4, shift=0.0), "shift is 0"),
         (lambda: SDE(4, last_step=0.0), "last_step is 0"),
         (lambda: SDE(4, last_step=1.0), "last_step is 1"),
+        (lambda: SDE(4, last="mode"), "last is 'mode'"),  # type: ignore[arg-type]
     ],
 )
 def test_bad_settings_are_refused_by_name(make: Callable[[], Sampler], message: str) -> None:
