@@ -55,13 +55,14 @@ def test_an_experiment_trains_at_small_size(file: Path, images: Path, tmp_path: 
 
 def test_an_ablation_row_is_a_delta_to_any_experiment(images: Path, tmp_path: Path) -> None:
     small = {"model.denoiser.stages": SMALL_STAGES, "model.denoiser.head_dim": "32"}
-    row = EXPERIMENTS / "imagenet256" / "ablation" / "5_ffn_3.yaml"
-    assert fit([EXPERIMENTS / "quickstart.yaml", row], images, tmp_path, small) == 0
+    base, row = EXPERIMENTS / "quickstart.yaml", EXPERIMENTS / "imagenet256" / "ablation" / "5_ffn_3.yaml"
+    kept = yaml.safe_load(base.read_text())["model"]["init_args"]["denoiser"]["init_args"]["in_channels"]
+    assert fit([base, row], images, tmp_path, small) == 0
     resolved = yaml.safe_load((tmp_path / "small" / "config.yaml").read_text())
     denoiser = resolved["model"]["init_args"]["denoiser"]["init_args"]
     assert denoiser["kv_heads"] is None
     assert denoiser["ffn_ratio"] == 3
-    assert denoiser["in_channels"] == 24
+    assert denoiser["in_channels"] == kept
 
 
 def test_the_table_holds_every_row_and_nothing_else() -> None:
