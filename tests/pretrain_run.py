@@ -3,6 +3,8 @@
 import argparse
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,9 @@ def main() -> None:
         def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             if trainer.global_step == self.step:
                 self.step = -1
-                os.killpg(os.getpgrp(), self.number)
+                # From outside, as a cluster or a terminal does: workers tell their parent's signals from others'.
+                send = f"import os; os.killpg({os.getpgrp()}, {int(self.number)})"
+                subprocess.run([sys.executable, "-c", send], start_new_session=True, check=True)
 
     group = SignalGroup(3, signal.Signals[arguments.signal])
     train(arguments.images, arguments.folder, 10, workers=1, accumulate=2, callbacks=[group])
