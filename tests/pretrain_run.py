@@ -64,12 +64,10 @@ def main() -> None:
     arguments = parser.parse_args()
 
     class SignalGroup(tiny_run.KillAt):
-        def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-            if trainer.global_step == self.step:
-                self.step = -1
-                # From outside, as a cluster or a terminal does: workers tell their parent's signals from others'.
-                send = f"import os; os.killpg({os.getpgrp()}, {int(self.number)})"
-                subprocess.run([sys.executable, "-c", send], start_new_session=True, check=True)
+        def send(self) -> None:
+            # From outside, as a cluster or a terminal does: workers tell their parent's signals from others'.
+            code = f"import os; os.killpg({os.getpgrp()}, {int(self.number)})"
+            subprocess.run([sys.executable, "-c", code], start_new_session=True, check=True)
 
     group = SignalGroup(3, signal.Signals[arguments.signal])
     train(arguments.images, arguments.folder, 10, workers=1, accumulate=2, callbacks=[group])

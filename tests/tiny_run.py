@@ -108,7 +108,10 @@ class KillAt(L.Callback):
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step == self.step:
             self.step = -1
-            os.kill(os.getpid(), self.number)
+            self.send()
+
+    def send(self) -> None:
+        os.kill(os.getpid(), self.number)
 
 
 def callbacks_of_a_run(every_n_steps: int) -> list[L.Callback]:

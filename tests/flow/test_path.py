@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -20,7 +20,6 @@ def latents(batch: int, count: int, seed: int) -> Tensor:
     return torch.randn(count, batch, 2, 3, 5, generator=generator, dtype=torch.float64)
 
 
-@settings(deadline=None)
 @given(times, st.integers(0, 2**32))
 def test_the_velocity_leads_back_to_both_ends_of_the_path(t: list[float], seed: int) -> None:
     data, noise = latents(len(t), 2, seed)
@@ -29,7 +28,6 @@ def test_the_velocity_leads_back_to_both_ends_of_the_path(t: list[float], seed: 
     torch.testing.assert_close(noise_from_velocity(x, velocity, t_B), noise)
 
 
-@settings(deadline=None)
 @given(times, st.integers(0, 2**32))
 def test_the_ends_of_any_predicted_line_give_that_line_back(t: list[float], seed: int) -> None:
     x, velocity = latents(len(t), 2, seed)
@@ -47,7 +45,6 @@ def test_time_zero_is_data_time_one_is_noise_and_the_velocity_is_the_derivative_
     torch.testing.assert_close((late.x_BCHW - early.x_BCHW) / 0.5, early.velocity_BCHW)
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1), st.floats(0.1, 3))
 def test_what_the_linear_guess_leaves_has_unit_variance_and_nothing_of_the_input(t: float, sigma: float) -> None:
     # Data and noise as the axes of a plane: products of rows are covariances, for data of variance sigma^2.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 from torch import Tensor
@@ -124,7 +124,6 @@ def test_the_sdes_last_step_to_the_data_leaves_no_noise_and_the_mean_leaves_its_
     torch.testing.assert_close(grainy, MEAN - last_step * noise)
 
 
-@settings(deadline=None)
 @given(st.sampled_from([Euler, Heun, SDE]), st.integers(2, 60), st.floats(0.2, 5))
 def test_times_fall_from_noise_to_data_and_carry_the_shift(kind: type[Sampler], steps: int, shift: float) -> None:
     sampler = kind(steps, shift)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 from torch import Tensor
@@ -27,7 +27,6 @@ def cumulative(density: TimestepDensity, cells: int = 20_000) -> tuple[Tensor, T
     return edge[1:], density.pdf((edge[1:] + edge[:-1]) / 2).cumsum(0) / cells
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1), shifts, shifts)
 def test_shifts_compose_by_product_and_the_reciprocal_undoes_one(t: float, a: float, b: float) -> None:
     assert shift_time(shift_time(t, a), b) == pytest.approx(shift_time(t, a * b), abs=1e-12)
@@ -56,7 +55,6 @@ def test_samples_follow_the_density(density: TimestepDensity) -> None:
     assert (empirical - below).abs().max() < 1.95 / math.sqrt(n)
 
 
-@settings(deadline=None)
 @given(st.floats(-2, 2), st.floats(0.3, 3), shifts)
 def test_shifting_a_logit_normal_adds_the_logarithm_of_the_shift_to_its_mean(
     mean: float, std: float, shift: float
