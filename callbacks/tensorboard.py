@@ -1,6 +1,6 @@
 """A run's page in TensorBoard: its configuration, its row among hyperparameters, and curves that belong together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import lightning as L
@@ -14,7 +14,14 @@ _HPARAMS = ("model.", "data.", "ema.", "seed_everything", "trainer.max_steps", "
 
 
 class RunLogger(TensorBoardLogger):
-    """Lightning's logger without its ``hparams.yaml``: the run's folder holds ``config.yaml``."""
+    """Lightning's logger without its ``hparams.yaml``, for the run's folder holds ``config.yaml``, and without epochs.
+
+    A run here is one endless epoch, so Lightning's ``epoch`` would be a chart that is always 0.
+    """
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Writes all but the epoch."""
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
 
     def save(self) -> None:
         """Nothing; event files are flushed as they fill."""

@@ -182,6 +182,7 @@ def test_tensorboard_has_configuration_hyperparameters_and_layout(trained: Path)
     assert b"kid_effnet" in plugins["_hparams_/experiment"]
     assert "custom_scalars__config__" in events.Tags()["tensors"]
     assert [event.step for event in events.Scalars("val/loss")] == [1]
+    assert "epoch" not in events.Tags()["scalars"], "always 0, for a run is one endless epoch"
 
 
 def test_a_run_is_not_started_over(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
