@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from callbacks.step_watch import StepWatch, any_due
 from snapgen_pl.checkpoints import LAST, PREVIOUS, newest, require_whole
+from snapgen_pl.whole_files import whole_file
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -35,18 +36,13 @@ class AtomicCheckpointIO(CheckpointIO):
             raise ValueError(f"storage_options are not supported, got {storage_options!r}")
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(target.name + ".part")
-        try:
+        with whole_file(target) as part:
             with part.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-        if target.name == LAST and target.exists():
-            target.replace(target.with_name(PREVIOUS))
-        part.replace(target)
+            if target.name == LAST and target.exists():
+                target.replace(target.with_name(PREVIOUS))
         _sync_folder(target.parent)
 
     def load_checkpoint(

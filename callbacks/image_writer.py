@@ -7,9 +7,10 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from callbacks.sampling import drawing_module, image_data, samples_folder, weights_name, write_json
+from callbacks.sampling import drawing_module, image_data, samples_folder, weights_name
 from snapgen_pl.data.source import LabelBatch
 from snapgen_pl.png import to_pil, write_png
+from snapgen_pl.whole_files import write_json
 
 MANIFEST = "manifest.json"
 

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 import snapgen_pl
 from snapgen_pl.data.source import OpenSource
+from snapgen_pl.whole_files import write_json
 
 _PACKAGES = (
     "torch",
@@ -53,9 +54,7 @@ class RunManifest(L.Callback):
         if starts:
             _compare_data(starts[-1]["data"], start["data"])
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps({"starts": [*starts, start]}, indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
+        write_json({"starts": [*starts, start]}, path)
 
 
 def _describe(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:

@@ -22,12 +22,12 @@ from callbacks.sampling import (
     logged_step,
     training_images,
     weights_name,
-    write_json,
 )
 from snapgen_pl.data.source import LabelBatch
 from snapgen_pl.metrics.comparison import Comparison
 from snapgen_pl.metrics.draws import disjoint, proportional, share
 from snapgen_pl.metrics.sample_metric import SampleMetric, Score
+from snapgen_pl.whole_files import write_json
 
 _SECONDS_BETWEEN_NOTICES = 10.0
 

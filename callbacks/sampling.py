@@ -1,7 +1,6 @@
 """What callbacks that draw images share: the weights, modes and random state to draw with, and which images exist."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -109,13 +108,6 @@ def logged_step(trainer: L.Trainer) -> int:
 def between_steps(trainer: L.Trainer) -> bool:
     """Whether a validation is one within training, rather than the verb ``validate`` or the check before training."""
     return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-
-
-def write_json(content: Mapping[str, object], path: Path) -> None:
-    """Writes JSON, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 def samples_folder(trainer: L.Trainer) -> Path:

@@ -1,13 +1,11 @@
 """The verb ``generate``: images of named classes from a run, with nothing but its folder."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from snapgen_pl import checkpoints
@@ -15,7 +13,9 @@ from snapgen_pl.autoencoders.autoencoder import Autoencoder
 from snapgen_pl.config_files import Value, load_config
 from snapgen_pl.data.source import ImageBatch, LabelBatch
 from snapgen_pl.errors import ShortErrors, did_you_mean
+from snapgen_pl.png import to_pil, write_png
 from snapgen_pl.runs import Run
+from snapgen_pl.whole_files import write_json
 
 _FIT_BATCH = 256
 
@@ -190,12 +190,11 @@ def _draw(model: Draws, drawings: list[_Drawing], batch_size: int) -> Tensor:
 def _write(folder: Path, drawings: list[_Drawing], images: Tensor, facts: dict[str, Value]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for drawing, image_CHW in zip(drawings, images, strict=True):
-        _save_png(folder / drawing.file, image_CHW)
+        write_png(to_pil(image_CHW), folder / drawing.file)
     rows = len({drawing.label for drawing in drawings})
-    _save_png(folder / "grid.png", _grid(images, rows))
+    write_png(to_pil(_grid(images, rows)), folder / "grid.png")
     entries: list[Value] = [drawing._asdict() | {"file": drawing.file} for drawing in drawings]
-    manifest = json.dumps(facts | {"images": entries}, indent=2)
-    (folder / "manifest.json").write_text(manifest + "\n", encoding="utf-8")
+    write_json(facts | {"images": entries}, folder / "manifest.json")
 
 
 def _grid(images: Tensor, rows: int) -> Tensor:
@@ -203,7 +202,3 @@ def _grid(images: Tensor, rows: int) -> Tensor:
     _, channels, height, width = images.shape
     tiles = images.view(rows, -1, channels, height, width)
     return tiles.permute(2, 0, 3, 1, 4).reshape(channels, rows * height, -1)
-
-
-def _save_png(path: Path, image_CHW: Tensor) -> None:
-    Image.fromarray(image_CHW.permute(1, 2, 0).contiguous().numpy()).save(path)

@@ -5,6 +5,8 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from snapgen_pl.whole_files import whole_file
+
 
 def to_pil(image_CHW: Tensor) -> Image.Image:
     """A uint8 tensor (3, H, W) as an RGB image."""
@@ -13,6 +15,5 @@ def to_pil(image_CHW: Tensor) -> Image.Image:
 
 def write_png(image: Image.Image, path: Path) -> None:
     """Writes a PNG, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    image.save(part, format="PNG")
-    part.replace(path)
+    with whole_file(path) as part:
+        image.save(part, format="PNG")

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from snapgen_pl import checkpoints
 from snapgen_pl.config_files import Difference, Value, differences, load_config
+from snapgen_pl.whole_files import write_text
 
 # Where a session starts and where the folder lies; not compared.
 _SESSION = ("ckpt_path", "weights_only", "name", "runs")
@@ -107,10 +108,7 @@ class Run(NamedTuple):
     def write_config(self, text: str, start: Start) -> None:
         """Writes a session's configuration, whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.session_config(start)
-        part = path.with_suffix(".part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        write_text(text, self.session_config(start))
 
     def start(self, ckpt_path: str | None) -> Start:
         """Decides where a session of ``fit`` starts.

@@ -1,0 +1,32 @@
+"""Files that appear whole or not at all, whatever interrupts their writing."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Gives a path to write to, ``<name>.part`` beside ``path``, which becomes ``path`` when the ``with`` is left.
+
+    Where it is left by an exception, ``path`` is what it was, and the part is removed.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        yield part
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_text(text: str, path: Path) -> None:
+    """Writes UTF-8 text."""
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(content: Mapping[str, object], path: Path) -> None:
+    """Writes indented JSON."""
+    write_text(json.dumps(content, indent=2) + "\n", path)

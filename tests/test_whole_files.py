@@ -1,0 +1,31 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from snapgen_pl.whole_files import whole_file, write_json
+
+
+def test_a_file_is_what_it_was_until_its_successor_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    write_json({"a": 1}, path)
+    with whole_file(path) as part:
+        part.write_text("half", encoding="utf-8")
+        assert json.loads(path.read_text(encoding="utf-8")) == {"a": 1}
+    assert path.read_text(encoding="utf-8") == "half"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def fail_halfway(path: Path) -> None:
+    with whole_file(path) as part:
+        part.write_text("half", encoding="utf-8")
+        raise OSError("disk full")
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    write_json({"a": 1}, path)
+    with pytest.raises(OSError, match="disk full"):
+        fail_halfway(path)
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
