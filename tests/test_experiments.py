@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import snapgen_pl
 from snapgen_pl.__main__ import main
 from snapgen_pl.metrics.tables import ABLATION, declared_denoiser
 from snapgen_pl.models.unet import UNet
@@ -51,6 +52,14 @@ def test_an_experiment_trains_at_small_size(file: Path, images: Path, tmp_path: 
     small = {"model.denoiser.stages": SMALL_STAGES, "model.denoiser.head_dim": "32"}
     assert fit([file], images, tmp_path, small) == 0
     assert (tmp_path / "small" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("file", WHOLE, ids=lambda file: file.stem)
+def test_a_resolved_config_names_no_folder_of_this_machine(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Or a run could be resumed neither elsewhere nor after a reinstallation.
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--config", str(file), "--print_config"])
+    assert str(Path(snapgen_pl.__file__).parent) not in capsys.readouterr().out
 
 
 def test_an_ablation_row_is_a_delta_to_any_experiment(images: Path, tmp_path: Path) -> None:

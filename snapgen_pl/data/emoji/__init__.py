@@ -58,14 +58,14 @@ class Emoji(ImageSource):
     Args:
         styles: which styles to read, each once.
         level: how finely kinds of things are told apart: 9 groups or 95 subgroups of Unicode.
-        folder: where the vendored files lie.
+        folder: where the vendored files lie; by default, in this package.
     """
 
     def __init__(
         self,
         styles: tuple[Style, ...] = STYLES,
         level: Literal["group", "subgroup"] = "subgroup",
-        folder: Path = FOLDER,
+        folder: Path | None = None,
     ) -> None:
         if not styles or len(set(styles)) != len(styles) or not set(styles) <= set(STYLES):
             raise ValueError(f"styles must be some of {', '.join(STYLES)}, each at most once; got {list(styles)}")
@@ -77,7 +77,7 @@ class Emoji(ImageSource):
 
     def open(self) -> OpenSource:
         """Reads and checks the vendored files; the sets are of :class:`EmojiSet`."""
-        vendored = Vendored(self.folder)
+        vendored = Vendored(self.folder or FOLDER)
         concepts = vendored.concepts()
         kinds = sorted({self._kind(concept) for concept in concepts})
         classes = tuple(f"{kind}, {style}" for style in self.styles for kind in kinds)
