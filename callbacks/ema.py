@@ -45,6 +45,7 @@ class EMA(L.Callback):
         self.half_life_images = half_life_images
         self.ramp_up = ramp_up
         self.modules = tuple(modules)
+        self._averaged = self.modules
         self._parameters: dict[str, Tensor] = {}
         self._weights: dict[str, Tensor] = {}
         self._images = 0
@@ -69,11 +70,14 @@ class EMA(L.Callback):
             self._leave()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Checks that the module has what is averaged and what tells when.
+        """Checks that the module has what is averaged and what tells when; one without parameters need have neither.
 
         Raises:
             ValueError: naming the missing attribute.
         """
+        if next(pl_module.parameters(), None) is None:
+            self._averaged = ()  # such as Encode
+            return
         missing = [name for name in self.modules if not isinstance(getattr(pl_module, name, None), torch.nn.Module)]
         if missing:
             raise ValueError(f"{type(pl_module).__name__} has no child modules {missing}; set EMA's `modules`")
@@ -161,7 +165,7 @@ class EMA(L.Callback):
     def _named(self, pl_module: L.LightningModule) -> dict[str, Tensor]:
         return {
             f"{module}.{name}": parameter
-            for module in self.modules
+            for module in self._averaged
             for name, parameter in pl_module.get_submodule(module).named_parameters()
         }
 

@@ -64,17 +64,17 @@ def _describe(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any
         "step": trainer.global_step,
         "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
         "seed": getattr(pl_module, "seed", None),
-        "code": _code(),
+        "code": describe_code(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "python": platform.python_version(),
-        "hardware": _hardware(trainer),
+        "hardware": describe_hardware(trainer),
         "module": type(pl_module).__qualname__,
         "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
         "data": _data(trainer),
     }
 
 
-def _code() -> dict[str, Any]:
+def describe_code() -> dict[str, Any]:
     """The package's version and, in a git checkout, its commit and whether files differ from it."""
     commit = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--untracked-files=no")
@@ -95,7 +95,8 @@ def _git(*arguments: str) -> str | None:
     return answer.stdout.strip() if answer.returncode == 0 else None
 
 
-def _hardware(trainer: L.Trainer) -> dict[str, Any]:
+def describe_hardware(trainer: L.Trainer) -> dict[str, Any]:
+    """The machine, and how many processes of what precision run on it."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "cpu": _cpu_name(),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from callbacks.sampling import (
     Cadence,
+    DrawsImages,
     between_steps,
     drawing,
     drawing_module,
@@ -18,6 +19,7 @@ from callbacks.sampling import (
     training_images,
 )
 from snapgen_pl.contact_sheet import Pair, Row, contact_sheet
+from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.source import LabelBatch
 from snapgen_pl.metrics.draws import disjoint
 from snapgen_pl.metrics.nearest import NearestImages
@@ -102,7 +104,7 @@ class SampleGrid(L.Callback):
         self._cadence.last = module.images_seen
         if not trainer.is_global_zero:
             return
-        sheet = self._sheet(trainer, images)
+        sheet = self._sheet(image_data(trainer), module, images)
         folder = samples_folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         write_png(sheet, folder / f"{module.images_seen:09d}.png")
@@ -117,16 +119,15 @@ class SampleGrid(L.Callback):
         first = row * self.columns
         return LabelBatch(torch.full((self.columns,), label), torch.arange(first, first + self.columns))
 
-    def _sheet(self, trainer: L.Trainer, images: list[Tensor]) -> Image.Image:
-        data = image_data(trainer)
+    def _sheet(self, data: ImageData, module: DrawsImages, images: list[Tensor]) -> Image.Image:
         if self._nearest is None:
             (self._searched,) = disjoint(len(data.source.train), (self.neighbours,))
-            self._nearest = NearestImages(batch.image_BCHW for batch in training_images(data, self._searched))
+            self._nearest = NearestImages(batch.cpu() for batch in training_images(data, module, self._searched))
         rows = []
         for label, image_BCHW in zip(self._drawn, images, strict=True):
             found = [self._searched[i] for i in self._nearest.search(image_BCHW).index_B.tolist()]
-            (neighbours,) = training_images(data, found, batch_size=len(found))
-            pairs = [Pair(*pair) for pair in zip(image_BCHW.cpu(), neighbours.image_BCHW, strict=True)]
+            (neighbours,) = training_images(data, module, found, batch_size=len(found))
+            pairs = [Pair(*pair) for pair in zip(image_BCHW.cpu(), neighbours.cpu(), strict=True)]
             rows.append(Row(data.classes[label], pairs))
         legend = f"left: sample; right: nearest of {len(self._nearest)} training images (L2 at 16 px, mirrored or not)"
         return contact_sheet(rows, legend)

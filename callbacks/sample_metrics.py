@@ -203,8 +203,9 @@ class SampleMetrics(L.Callback):
     def _images(self, trainer: L.Trainer, pl_module: L.LightningModule, indices: list[int]) -> Iterator[Tensor]:
         """This process's part of these training images."""
         mine = share(len(indices), trainer.global_rank, trainer.world_size)
-        for batch in training_images(image_data(trainer), indices[mine.start : mine.stop]):
-            yield batch.image_BCHW.to(pl_module.device)
+        module = drawing_module(pl_module)
+        for image_BCHW in training_images(image_data(trainer), module, indices[mine.start : mine.stop]):
+            yield image_BCHW.to(pl_module.device)
 
     def _report(self, trainer: L.Trainer, name: str) -> None:
         assert self._latest is not None

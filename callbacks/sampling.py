@@ -12,8 +12,8 @@ from torch import Tensor
 
 from callbacks.ema import EMA, ema_weights
 from snapgen_pl.data.datamodule import ImageData
-from snapgen_pl.data.loader import ImageSamples, Sample
-from snapgen_pl.data.source import ImageBatch, LabelBatch
+from snapgen_pl.data.loader import Sample
+from snapgen_pl.data.source import Batch, LabelBatch
 
 
 @runtime_checkable
@@ -34,6 +34,10 @@ class DrawsImages(Protocol):
 
     def sample(self, request: LabelBatch) -> Tensor:
         """uint8 (B, 3, H, W), from the weights as they are."""
+        ...
+
+    def images_of(self, batch: Batch) -> Tensor:
+        """The training images of a batch, decoded where it holds latents: uint8 (B, 3, H, W)."""
         ...
 
 
@@ -63,11 +67,13 @@ def image_data(trainer: L.Trainer) -> ImageData:
     return data
 
 
-def training_images(data: ImageData, indices: Sequence[int], batch_size: int = 100) -> Iterator[ImageBatch]:
-    """The training images at these indices as the model sees them, without augmentation."""
-    images = ImageSamples(data.source.train, data.image_size)
+def training_images(
+    data: ImageData, module: DrawsImages, indices: Sequence[int], batch_size: int = 100
+) -> Iterator[Tensor]:
+    """The training images at these indices as the model sees them, uint8, not mirrored; latents are decoded."""
+    items = data.samples_of(data.source.train)
     for start in range(0, len(indices), batch_size):
-        yield images.__getitems__([Sample(index, index) for index in indices[start : start + batch_size]])
+        yield module.images_of(items.__getitems__([Sample(i, i) for i in indices[start : start + batch_size]]))
 
 
 @contextmanager

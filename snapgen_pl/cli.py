@@ -237,4 +237,4 @@ def _opening(verb: str, run: Run, start: Start) -> str:
         return f"{run.folder}: {verb} from {start.checkpoint}"
     if verb == "fit":
         return f"{run.folder}: a new run"
-    return f"{run.folder}: {verb} with the weights as constructed; --run or --ckpt_path takes trained ones"
+    return f"{run.folder}: {verb} without a checkpoint; --run or --ckpt_path takes trained weights"

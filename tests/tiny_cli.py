@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from snapgen_pl import rng
-from snapgen_pl.autoencoders.autoencoder import Autoencoder
+from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
 from snapgen_pl.data.source import ImageBatch, LabelBatch
 from snapgen_pl.distill.loss_terms import LossTerm, LossTerms
 from snapgen_pl.images import from_uint8, to_uint8
@@ -72,8 +72,8 @@ class Brightness(Autoencoder):
         self.top = load_file(file)["top"]
         return None
 
-    def encode(self, image_BCHW: Tensor) -> Tensor:
-        return image_BCHW / self.top
+    def encode(self, image_BCHW: Tensor) -> Posterior:
+        return Posterior(image_BCHW / self.top)
 
     def to_final(self, raw_BCHW: Tensor) -> Tensor:
         return raw_BCHW
@@ -116,7 +116,7 @@ class Tiny(L.LightningModule):
         return self.denoiser(x_BCHW.movedim(1, -1)).movedim(-1, 1) + self.conditioner(label_B)[:, :, None, None]
 
     def error(self, batch: ImageBatch) -> Tensor:
-        data = self.autoencoder.encode(from_uint8(batch.image_BCHW))
+        data = self.autoencoder.encode(from_uint8(batch.image_BCHW)).mean_BCHW
         return (self.velocity(data, batch.label_B) - data).square().mean(dim=(1, 2, 3))
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Any]:

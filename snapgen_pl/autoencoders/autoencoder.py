@@ -1,10 +1,38 @@
-"""The contract of autoencoders: image <-> raw latent <-> final latent."""
+"""The contract of autoencoders: image -> posterior over raw latents; raw latent <-> final latent; raw -> image."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor, nn
+
+from snapgen_pl import rng
+from snapgen_pl.digest import tensors_digest
+
+
+class Posterior(NamedTuple):
+    """What an encoder says of an image's raw latent: an independent Gaussian a value.
+
+    Attributes:
+        mean_BCHW: its mean.
+        std_BCHW: its standard deviation; None for encoders that are certain.
+    """
+
+    mean_BCHW: Tensor
+    std_BCHW: Tensor | None = None
+
+    def cpu(self) -> "Posterior":
+        """The same in the host's memory."""
+        return Posterior(self.mean_BCHW.cpu(), None if self.std_BCHW is None else self.std_BCHW.cpu())
+
+    def draw(self, seed: int, position_B: Tensor) -> Tensor:
+        """One raw latent a sample in fp32, from the noise at these positions of the stream of posteriors."""
+        mean_BCHW = self.mean_BCHW.float()
+        if self.std_BCHW is None:
+            return mean_BCHW
+        noise = rng.normal(seed, rng.Stream.POSTERIOR, position_B, tuple(mean_BCHW.shape[1:]))
+        return mean_BCHW + self.std_BCHW * noise
 
 
 class Autoencoder(nn.Module, ABC):
@@ -33,9 +61,22 @@ class Autoencoder(nn.Module, ABC):
         """
         return None
 
+    def identity(self) -> dict[str, str | int | float]:
+        """What its latents depend on, for the records of caches; known once it is ready."""
+        return {
+            "class": type(self).__qualname__,
+            "weights": self.weights_digest(),
+            "channels": self.channels,
+            "downsampling": self.downsampling,
+        }
+
+    def weights_digest(self) -> str:
+        """SHA-256 over the weights."""
+        return tensors_digest(self.state_dict())
+
     @abstractmethod
-    def encode(self, image_BCHW: Tensor) -> Tensor:
-        """Images in [-1, 1] -> raw latents."""
+    def encode(self, image_BCHW: Tensor) -> Posterior:
+        """Images in [-1, 1] -> raw latents, as a distribution."""
 
     @abstractmethod
     def to_final(self, raw_BCHW: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from snapgen_pl.autoencoders.autoencoder import Autoencoder
+from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
 
 FILE = "autoencoder.safetensors"
 
@@ -102,13 +102,17 @@ class PatchPCA(Autoencoder):
         self.load_state_dict(tensors)
         self.fitted = True
 
-    def encode(self, image_BCHW: Tensor) -> Tensor:
-        """Images in [-1, 1] -> (B, channels, H / patch, W / patch)."""
+    def identity(self) -> dict[str, str | int | float]:
+        """With the whitening, which final latents depend on."""
+        return super().identity() | {"whitening": self.whitening}
+
+    def encode(self, image_BCHW: Tensor) -> Posterior:
+        """Images in [-1, 1] -> (B, channels, H / patch, W / patch), with certainty."""
         if not self.fitted:
             raise ValueError("PatchPCA is not fitted; call ready() or load() first")
         height, width = (side // self.downsampling for side in image_BCHW.shape[-2:])
         components = self.basis @ (self._patches(image_BCHW) - self.mean[:, None])
-        return components.view(-1, self.channels, height, width)
+        return Posterior(components.view(-1, self.channels, height, width))
 
     def to_final(self, raw_BCHW: Tensor) -> Tensor:
         """Scales components as the class says."""

@@ -1,7 +1,7 @@
-"""The LightningDataModule over an image source."""
+"""The LightningDataModule over a source of images or latents."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import lightning as L
 import torch
@@ -11,12 +11,14 @@ from snapgen_pl.data.loader import (
     BatchLoader,
     EndlessOrder,
     ImageSamples,
+    LatentSamples,
     PositionSampler,
     ResumableLoader,
     Sample,
+    Samples,
     even_batches,
 )
-from snapgen_pl.data.source import ImageBatch, ImageSet, ImageSource, LabelBatch, OpenSource
+from snapgen_pl.data.source import ImageBatch, ImageSet, ImageSource, LabelBatch, LatentSet, OpenSource
 
 
 class LabelRequests:
@@ -43,7 +45,7 @@ class LabelRequests:
 
 
 class ImageData(L.LightningDataModule):
-    """Images of an :class:`~snapgen_pl.data.source.ImageSource`, square, and labels to draw samples for.
+    """Square images of an :class:`~snapgen_pl.data.source.ImageSource` or their latents; labels to draw samples for.
 
     Training is one endless epoch that resumes exactly, also with another number of processes or another accumulation.
     Validation goes through the held-out images in order. Prediction yields requests for samples whose labels occur as
@@ -52,7 +54,7 @@ class ImageData(L.LightningDataModule):
 
     Args:
         source: where the images come from.
-        image_size: side of the images after cropping, in pixels.
+        image_size: side of the images after cropping, in pixels; latents must have been encoded at it.
         batch_size: images an optimizer step, over all processes and accumulated batches.
         flip: whether to mirror half of the training images, left to right.
         workers: processes that load images, for each training process; 0 loads them in the process itself.
@@ -106,6 +108,7 @@ class ImageData(L.LightningDataModule):
         if self._opened is None:
             self._opened = self.image_source.open()
         self._check_sampler()
+        self._check_latents()
         micro_batch = self.micro_batch
         if stage == "fit" and len(self.source.train) < self.batch_size:
             raise ValueError(
@@ -152,19 +155,17 @@ class ImageData(L.LightningDataModule):
         return self.batch_size // parts
 
     def train_dataloader(self) -> ResumableLoader:
-        """The endless stream of :class:`ImageBatch`, this process's part."""
+        """The endless stream, this process's part."""
         images = self.source.train
         sampler = PositionSampler(EndlessOrder(len(images), self.seed), self.micro_batch, self._rank, self._world_size)
-        return ResumableLoader(
-            ImageSamples(images, self.image_size, self.seed if self.flip else None), sampler, self.workers
-        )
+        return ResumableLoader(self.samples_of(images, self.seed if self.flip else None), sampler, self.workers)
 
     def val_dataloader(self) -> BatchLoader:
         """The held-out images in order, every world_size-th; a sample's position is its index."""
         images = self.source.validation
         batches = even_batches(len(images), self.micro_batch, self._rank, self._world_size)
         return BatchLoader(
-            ImageSamples(images, self.image_size),
+            self.samples_of(images),
             [[Sample(index, index) for index in batch] for batch in batches],
             self.workers,
         )
@@ -178,18 +179,47 @@ class ImageData(L.LightningDataModule):
         return self._request_labels(self.micro_batch)
 
     def training_images(self, batch_size: int) -> Iterator[ImageBatch]:
-        """Every training image once, in order, cropped but not flipped; positions are indices."""
-        return self._in_order(self.source.train, batch_size)
+        """Every training image once, in order, cropped but not flipped; positions are indices.
 
-    def validation_images(self, batch_size: int) -> Iterator[ImageBatch]:
-        """Every held-out image once, in order, on every process; positions are indices."""
-        return self._in_order(self.source.validation, batch_size)
-
-    def _in_order(self, images: ImageSet, batch_size: int) -> Iterator[ImageBatch]:
+        Raises:
+            ValueError: where the source holds latents.
+        """
+        images = self.source.train
+        if isinstance(images, LatentSet):
+            raise ValueError(
+                "the data are latents, so no autoencoder can be fitted to their images; use the one that encoded them"
+            )
         samples = ImageSamples(images, self.image_size)
         for first in range(0, len(images), batch_size):
             indices = range(first, min(first + batch_size, len(images)))
             yield samples.__getitems__([Sample(index, index) for index in indices])
+
+    def samples_of(self, items: ImageSet | LatentSet, flip_seed: int | None = None) -> Samples:
+        """What loads batches of a split."""
+        if isinstance(items, LatentSet):
+            return LatentSamples(items, flip_seed)
+        return ImageSamples(items, self.image_size, flip_seed)
+
+    def check_autoencoder(self, identity: Mapping[str, str | int | float]) -> None:
+        """Checks that latents, where the source holds them, are those of the run's autoencoder.
+
+        Raises:
+            ValueError: naming what differs.
+        """
+        latents = self.source.train
+        if not isinstance(latents, LatentSet):
+            return
+        wrong = [
+            f"{key} is {latents.autoencoder.get(key)!r} in the latents' manifest, {identity.get(key)!r} in the run"
+            for key in dict.fromkeys([*latents.autoencoder, *identity])
+            # What products were rounded to then need not bind those who decode now.
+            if key not in ("dtype", "tf32") and latents.autoencoder.get(key) != identity.get(key)
+        ]
+        if wrong:
+            raise ValueError(
+                f"the latents are not the run's autoencoder's: {'; '.join(wrong)}. "
+                "Set model.autoencoder to the one that encoded them, or encode again"
+            )
 
     def _request_labels(self, micro_batch: int) -> LabelRequests:
         """Position i asks for the label of the i-th training image in an order fixed by the seed."""
@@ -214,6 +244,18 @@ class ImageData(L.LightningDataModule):
     @property
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer else 0
+
+    def _check_latents(self) -> None:
+        latents = self.source.train
+        if not isinstance(latents, LatentSet):
+            return
+        if latents.image_size != self.image_size:
+            raise ValueError(
+                f"data.image_size is {self.image_size}, but the latents are of images of {latents.image_size} pixels; "
+                f"set data.image_size to {latents.image_size}, or encode again"
+            )
+        if self.flip and latents.flips == 1:
+            raise ValueError("data.flip is true, but no mirror images were encoded; set it to false, or encode again")
 
     def _check_sampler(self) -> None:
         # Lightning keeps the setting where only its own code is meant to look; nothing public tells it.

@@ -10,15 +10,15 @@ import signal
 import threading
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from snapgen_pl import rng
-from snapgen_pl.data.source import ImageBatch, ImageSet
-from snapgen_pl.data.transforms import centre_crop, random_flip, to_pixels
+from snapgen_pl.data.source import Batch, ImageBatch, ImageSet, LatentBatch, LatentSet
+from snapgen_pl.data.transforms import centre_crop, mirrored, random_flip, to_pixels
 
 # Lightning fetches exactly what it trains on only from a loader with a length. This one is longer than any run.
 ENDLESS = 1 << 40
@@ -143,8 +143,35 @@ class ImageSamples(Dataset[ImageBatch]):
         return ImageBatch(image_BCHW, self.images.labels[[sample.image for sample in samples]], position_B)
 
 
+class LatentSamples(Dataset[LatentBatch]):
+    """Loads whole batches of latents, mirrored where wanted and drawn.
+
+    Args:
+        latents: the latents.
+        flip_seed: the seed of random flips; None for none.
+    """
+
+    def __init__(self, latents: LatentSet, flip_seed: int | None = None) -> None:
+        self.latents = latents
+        self.flip_seed = flip_seed
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.latents)
+
+    def __getitems__(self, samples: list[Sample]) -> LatentBatch:
+        """The batch of ``samples``, as :meth:`ImageSamples.__getitems__`."""
+        position_B = torch.tensor([sample.position for sample in samples])
+        flips = [False] * len(samples) if self.flip_seed is None else mirrored(position_B, self.flip_seed).tolist()
+        indices = [sample.image for sample in samples]
+        return LatentBatch(self.latents.load(indices, flips), self.latents.labels[indices], position_B)
+
+
+Samples: TypeAlias = ImageSamples | LatentSamples
+
+
 def _as_is(batch: Any) -> Any:
-    """ImageSamples has collated already, though PyTorch's types say that a list comes here."""
+    """The dataset has collated already, though PyTorch's types say that a list comes here."""
     return batch
 
 
@@ -166,7 +193,7 @@ def _end_with_parents_signal() -> None:
     os._exit(0)
 
 
-class BatchLoader(DataLoader[ImageBatch]):
+class BatchLoader(DataLoader[Batch]):
     """A loader of whole batches that draws nothing from the global random numbers.
 
     Args:
@@ -175,9 +202,7 @@ class BatchLoader(DataLoader[ImageBatch]):
         workers: number of worker processes; 0 loads in this one.
     """
 
-    def __init__(
-        self, dataset: ImageSamples, batches: Sampler[list[Sample]] | list[list[Sample]], workers: int
-    ) -> None:
+    def __init__(self, dataset: Samples, batches: Sampler[list[Sample]] | list[list[Sample]], workers: int) -> None:
         super().__init__(
             dataset,
             batch_sampler=batches,
@@ -199,12 +224,12 @@ class ResumableLoader(BatchLoader):
         workers: number of worker processes; 0 loads in this one.
     """
 
-    def __init__(self, dataset: ImageSamples, sampler: PositionSampler, workers: int) -> None:
+    def __init__(self, dataset: Samples, sampler: PositionSampler, workers: int) -> None:
         super().__init__(dataset, sampler, workers)
         self._sampler = sampler
         self._position = 0
 
-    def __iter__(self) -> Iterator[ImageBatch]:  # type: ignore[override]  # the base class promises its own iterator
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # the base class promises its own iterator
         """Batches from the current position on."""
         self._sampler.start = self._position
         for batch in super().__iter__():

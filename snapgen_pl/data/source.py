@@ -1,10 +1,13 @@
-"""Where images come from: labelled sets split into training and validation."""
+"""Where images, or their latents, come from: labelled sets split into training and validation."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from PIL import Image
 from torch import Tensor
+
+from snapgen_pl.autoencoders.autoencoder import Posterior
 
 
 class ImageBatch(NamedTuple):
@@ -20,6 +23,23 @@ class ImageBatch(NamedTuple):
     image_BCHW: Tensor
     label_B: Tensor
     position_B: Tensor
+
+
+class LatentBatch(NamedTuple):
+    """One batch of images as an autoencoder encoded them.
+
+    Attributes:
+        posterior: over their raw latents.
+        label_B: as in :class:`ImageBatch`.
+        position_B: as in :class:`ImageBatch`.
+    """
+
+    posterior: Posterior
+    label_B: Tensor
+    position_B: Tensor
+
+
+Batch: TypeAlias = ImageBatch | LatentBatch
 
 
 class LabelBatch(NamedTuple):
@@ -51,8 +71,36 @@ class ImageSet(Protocol):
         ...
 
 
+@runtime_checkable
+class LatentSet(Protocol):
+    """Indexed latents of one split.
+
+    Attributes:
+        image_size: side of the images that were encoded, in pixels.
+        flips: 2 where their mirror images were encoded too, else 1.
+        autoencoder: the identity of what encoded them.
+    """
+
+    image_size: int
+    flips: int
+    autoencoder: Mapping[str, str | int | float]
+
+    @property
+    def labels(self) -> Tensor:
+        """The class of each image: int64 (N,)."""
+        ...
+
+    def __len__(self) -> int:
+        """The number of images."""
+        ...
+
+    def load(self, indices: Sequence[int], mirrored: Sequence[bool]) -> Posterior:
+        """The posteriors of these images, or of their mirror images."""
+        ...
+
+
 class ImageSource(ABC):
-    """A collection of labelled images; constructing one is cheap, :meth:`open` reads and checks."""
+    """A collection of labelled images or latents; constructing one is cheap, :meth:`open` reads and checks."""
 
     @abstractmethod
     def open(self) -> "OpenSource":
@@ -74,6 +122,6 @@ class OpenSource(NamedTuple):
     """
 
     classes: tuple[str, ...]
-    train: ImageSet
-    validation: ImageSet
+    train: ImageSet | LatentSet
+    validation: ImageSet | LatentSet
     fingerprint: str

@@ -27,7 +27,11 @@ def to_pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
+def mirrored(position_B: Tensor, seed: int) -> Tensor:
+    """Which images are mirrored, left to right: half of them, by (seed, position) alone; bool (B,)."""
+    return rng.uniform(seed, rng.Stream.FLIP, position_B) < 0.5
+
+
 def random_flip(image_BCHW: Tensor, position_B: Tensor, seed: int) -> Tensor:
-    """Mirrors half of the images, left to right; which, depends on (seed, position) alone."""
-    mirrored_B = rng.uniform(seed, rng.Stream.FLIP, position_B) < 0.5
-    return torch.where(mirrored_B[:, None, None, None], image_BCHW.flip(-1), image_BCHW)
+    """Mirrors the images that :func:`mirrored` says."""
+    return torch.where(mirrored(position_B, seed)[:, None, None, None], image_BCHW.flip(-1), image_BCHW)

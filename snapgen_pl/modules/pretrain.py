@@ -1,22 +1,20 @@
 """Stage one: rectified-flow pretraining under class labels. Wiring only; the maths is in flow/ and models/."""
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, TypedDict
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from snapgen_pl import rng
-from snapgen_pl.autoencoders.autoencoder import Autoencoder
+from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
 from snapgen_pl.conditioning.class_tokens import ClassTokens
 from snapgen_pl.data.datamodule import ImageData
-from snapgen_pl.data.source import ImageBatch, LabelBatch
+from snapgen_pl.data.source import Batch, ImageBatch, LabelBatch, LatentBatch
 from snapgen_pl.distill.loss_terms import LossCombiner, LossTerm, LossTerms, SumOfMeans
 from snapgen_pl.flow.guidance import Guidance, guided_velocity
 from snapgen_pl.flow.noise import initial_noise, step_noise
@@ -27,7 +25,7 @@ from snapgen_pl.images import from_uint8, to_uint8
 from snapgen_pl.metrics.binned_mean import BinnedMean
 from snapgen_pl.models.count import count
 from snapgen_pl.models.denoiser import Conditioning, Denoiser
-from snapgen_pl.modules.frozen import Frozen
+from snapgen_pl.modules.frozen import Frozen, make_ready
 from snapgen_pl.rng import Stream
 
 VALIDATION_SEED = 0  # not the run's: validation losses compare across runs
@@ -124,13 +122,8 @@ class Pretrain(L.LightningModule):
                 f"the data has {len(data.classes)} classes, the conditioner room for {self.conditioner.num_classes}; "
                 f"set --model.conditioner.num_classes {len(data.classes)} or more"
             )
-        if self.trainer.is_global_zero:
-            images = (batch.image_BCHW for batch in data.training_images(256))
-            if message := self.autoencoder.ready(Path(self.trainer.default_root_dir), images):
-                rank_zero_info(message)
-        self.trainer.strategy.barrier("autoencoder")
-        if not self.trainer.is_global_zero:
-            self.autoencoder.ready(Path(self.trainer.default_root_dir), ())
+        make_ready(self.autoencoder, self.trainer, (batch.image_BCHW for batch in data.training_images(256)))
+        data.check_autoencoder(self.autoencoder.identity())
         self.autoencoder.to(self.device)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -139,7 +132,7 @@ class Pretrain(L.LightningModule):
         schedule = LambdaLR(optimizer, lambda _: rate(self.images_seen, self.warmup_images, self.decay_images))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def training_step(self, batch: ImageBatch, batch_idx: int) -> TrainingStep:
+    def training_step(self, batch: Batch, batch_idx: int) -> TrainingStep:
         """One batch: draws times, noise and dropped labels, and predicts the velocity."""
         position_B = batch.position_B
         t_B = self.timesteps.sample(rng.uniform(self.seed, Stream.TIMESTEP, position_B))
@@ -159,7 +152,7 @@ class Pretrain(L.LightningModule):
         error = output.velocity_BCHW.float() - path.velocity_BCHW
         return LossTerms(path.t_B, (LossTerm("task", "task", error.square().mean(dim=(1, 2, 3))),))
 
-    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The raw loss on pinned noise, and on pinned times that fill [0, 1] evenly."""
         t_B = (batch.position_B * GOLDEN_RATIO % 1).float()
         path = self._path(batch, t_B, VALIDATION_SEED)
@@ -176,7 +169,7 @@ class Pretrain(L.LightningModule):
         )
         self.validation_loss.reset()
 
-    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """What validation measures; callbacks add what takes samples."""
         self.validation_step(batch, batch_idx)
 
@@ -218,10 +211,23 @@ class Pretrain(L.LightningModule):
         """Restores the count of images."""
         self.images_seen = checkpoint["images_seen"]
 
-    def _path(self, batch: ImageBatch, t_B: Tensor, seed: int) -> PathSample:
+    @torch.no_grad()
+    def images_of(self, batch: Batch) -> Tensor:
+        """The images that a batch means, decoded where it holds latents: uint8 (B, 3, image_size, image_size)."""
+        if isinstance(batch, ImageBatch):
+            return batch.image_BCHW
+        autoencoder = self.autoencoder.to(self.device)
+        return to_uint8(autoencoder.decode(batch.posterior.mean_BCHW.to(self.device).float()))
+
+    def _posterior(self, batch: Batch) -> Posterior:
+        if isinstance(batch, LatentBatch):
+            return batch.posterior
+        return self.autoencoder.encode(from_uint8(batch.image_BCHW))
+
+    def _path(self, batch: Batch, t_B: Tensor, seed: int) -> PathSample:
         # Latents, path and target stay in fp32: only the network runs under autocast.
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            data = self.autoencoder.to_final(self.autoencoder.encode(from_uint8(batch.image_BCHW)))
+            data = self.autoencoder.to_final(self._posterior(batch).draw(seed, batch.position_B))
             noise = rng.normal(seed, Stream.NOISE, batch.position_B, self.latent_shape)
             return sample_path(data, noise, t_B)
 

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,17 +99,12 @@ def test_validate_and_predict_work_without_training(tmp_path: Path) -> None:
     assert [batch.position_B.tolist() for batch in map(LabelBatch._make, requests)] == [[0, 1, 2, 3], [4, 5]]
 
 
-def test_images_in_order_come_once_and_unflipped() -> None:
+def test_training_images_in_order_come_once_and_unflipped() -> None:
     data = ready(flip=True)
-    batches: Iterator[ImageBatch]
-    for batches, images in (
-        (data.training_images(7), data.source.train),
-        (data.validation_images(7), data.source.validation),
-    ):
-        image_BCHW, label_B, position_B = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
-        assert torch.equal(image_BCHW[:, 0, 0, 0].long(), position_B)
-        assert torch.equal(position_B, torch.arange(len(images)))
-        assert torch.equal(label_B, images.labels)
+    image_BCHW, label_B, position_B = (torch.cat(tensors) for tensors in zip(*data.training_images(7), strict=True))
+    assert torch.equal(image_BCHW[:, 0, 0, 0].long(), position_B)
+    assert torch.equal(position_B, torch.arange(len(data.source.train)))
+    assert torch.equal(label_B, data.source.train.labels)
 
 
 def labels(data: ImageData) -> list[int]:

@@ -1,0 +1,117 @@
+"""Writes the latents that ``predict`` with :class:`~snapgen_pl.modules.encode.Encode` computes."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from callbacks.run_manifest import describe_code, describe_hardware
+from snapgen_pl.autoencoders.autoencoder import Posterior
+from snapgen_pl.data.encoding_data import EncodingData
+from snapgen_pl.data.latent_shards import MANIFEST, Plan, Shard, read_shard, write_manifest, write_shard
+from snapgen_pl.data.source import ImageBatch
+from snapgen_pl.modules.encode import Encode
+
+
+class LatentWriter(L.Callback):
+    """Writes shards as they are complete, and at the end the manifest; see :mod:`snapgen_pl.data.latent_shards`.
+
+    Each process writes shards of its own; the folder must be one that all of them see. The same command again, on any
+    number of processes, goes on after the shards that are there; a killed run loses at most one shard a process.
+
+    Args:
+        folder: where to; by default ``latents`` in the run's folder.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
+        self._parts: list[Posterior] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Looks which shards are there.
+
+        Raises:
+            ValueError: where the folder holds those of another encoding, or damaged ones.
+        """
+        data = getattr(trainer, "datamodule", None)
+        if stage != "predict" or not isinstance(pl_module, Encode) or not isinstance(data, EncodingData):
+            raise ValueError(
+                f"LatentWriter serves `predict` with Encode and EncodingData, not `{stage}` with "
+                f"{type(pl_module).__name__} and {type(data).__name__}"
+            )
+        self._folder = Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "latents"
+        self._plan, self._data = pl_module.plan(), data
+        data.shards = missing_shards(self._folder, self._plan)
+        done = len(self._plan.shards) - len(data.shards)
+        if done:
+            rank_zero_info(f"{done} of {len(self._plan.shards)} shards are in {self._folder} already")
+        # Nobody may write before everybody has looked.
+        trainer.strategy.barrier("latent_writer")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        trainer.predict_loop.return_predictions = False
+        rank, ranks = trainer.global_rank, trainer.world_size
+        self._queue = list(data.shards[rank::ranks])
+        self._parts = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Writes the shard that the batch completes."""
+        assert isinstance(outputs, Posterior)
+        assert isinstance(batch, ImageBatch)
+        self._parts.append(outputs.cpu())
+        shard = self._queue[0]
+        positions = self._data.positions(shard)
+        if int(batch.position_B[-1]) == positions[-1]:
+            labels = self._data.images().labels[positions.start : positions.stop]
+            write_shard(self._folder, self._plan, shard, joined(self._parts), labels)
+            self._parts = []
+            self._queue.pop(0)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the manifest, once all processes are done."""
+        trainer.strategy.barrier("latent_writer")
+        if not trainer.is_global_zero:
+            return
+        made = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "code": describe_code(),
+            "hardware": describe_hardware(trainer),
+        }
+        write_manifest(self._folder, self._plan, made)
+        size = sum((self._folder / shard.file).stat().st_size for shard in self._plan.shards)
+        print(
+            f"{sum(self._plan.counts)} images in {len(self._plan.shards)} shards, {size / 1e9:.2f} GB: "
+            f"{self._folder / MANIFEST}",
+            flush=True,
+        )
+
+
+def missing_shards(folder: Path, plan: Plan) -> list[Shard]:
+    """The shards of a plan that are not there yet.
+
+    Raises:
+        ValueError: naming one that is damaged or of another plan.
+    """
+    missing = []
+    for shard in plan.shards:
+        if (folder / shard.file).exists():
+            read_shard(folder, plan, shard)
+        else:
+            missing.append(shard)
+    return missing
+
+
+def joined(parts: list[Posterior]) -> Posterior:
+    """One posterior of several batches."""
+    stds = [part.std_BCHW for part in parts if part.std_BCHW is not None]
+    return Posterior(torch.cat([part.mean_BCHW for part in parts]), torch.cat(stds) if stds else None)

@@ -1,0 +1,144 @@
+"""The LightningDataModule of images to encode, shard by shard."""
+
+from collections.abc import Iterator, Sequence
+
+import lightning as L
+import torch
+from PIL import Image
+from torch import Tensor
+
+from snapgen_pl.data.latent_shards import Shard
+from snapgen_pl.data.loader import BatchLoader, ImageSamples, Sample
+from snapgen_pl.data.source import Batch, ImageSet, ImageSource, LatentSet, OpenSource
+
+
+class BothSplits:
+    """The training images and behind them the validation images; an :class:`~snapgen_pl.data.source.ImageSet`.
+
+    Args:
+        train: the former.
+        validation: the latter.
+    """
+
+    def __init__(self, train: ImageSet, validation: ImageSet) -> None:
+        self.train, self.validation = train, validation
+        self.labels: Tensor = torch.cat((train.labels, validation.labels))
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.labels)
+
+    def load(self, index: int) -> Image.Image:
+        """The image as stored."""
+        behind = index - len(self.train)
+        return self.train.load(index) if behind < 0 else self.validation.load(behind)
+
+
+class ShardBatches:
+    """Batches that never reach over a shard's end. No DataLoader, for Lightning rebuilds those when it predicts.
+
+    Args:
+        samples: loads a batch.
+        batches: the positions of each.
+        workers: processes that load.
+    """
+
+    def __init__(self, samples: ImageSamples, batches: list[list[int]], workers: int) -> None:
+        self.samples, self.batches, self.workers = samples, batches, workers
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches, in order."""
+        samples = [[Sample(position, position) for position in batch] for batch in self.batches]
+        return iter(BatchLoader(self.samples, samples, self.workers))
+
+
+class EncodingData(L.LightningDataModule):
+    """Every image once, training images before validation images, for ``predict`` to encode into shards.
+
+    A position is an image's place in that order. Each process takes every world_size-th of the shards that are still to
+    be written.
+
+    Args:
+        source: where the images come from.
+        image_size: side of the images after cropping, in pixels.
+        batch_size: images that a process encodes at once.
+        shard_size: images a shard.
+        workers: processes that load images, for each encoding process; 0 loads them in the process itself.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        image_size: int = 256,
+        batch_size: int = 64,
+        shard_size: int = 4096,
+        workers: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("image_size", image_size, 1),
+            ("batch_size", batch_size, 1),
+            ("shard_size", shard_size, 1),
+            ("workers", workers, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        self.image_source = source
+        self.image_size, self.batch_size, self.shard_size, self.workers = image_size, batch_size, shard_size, workers
+        self.shards: Sequence[Shard] = ()
+        self._opened: OpenSource | None = None
+
+    def setup(self, stage: str) -> None:
+        """Opens the source.
+
+        Raises:
+            ValueError: where it is damaged, or holds latents.
+        """
+        if self._opened is None:
+            self._opened = self.image_source.open()
+        self.images()
+
+    @property
+    def source(self) -> OpenSource:
+        """The opened source; known after setup."""
+        if self._opened is None:
+            raise AttributeError("the source is opened by setup(), which has not been called yet")
+        return self._opened
+
+    def images(self) -> BothSplits:
+        """All images by position.
+
+        Raises:
+            ValueError: where the source holds latents.
+        """
+        train, validation = self.source.train, self.source.validation
+        if isinstance(train, LatentSet) or isinstance(validation, LatentSet):
+            raise ValueError("data.source holds latents already; give the source of the images")
+        return BothSplits(train, validation)
+
+    def positions(self, shard: Shard) -> range:
+        """The positions of a shard's images."""
+        first = shard.first + (len(self.source.train) if shard.split == "validation" else 0)
+        return range(first, first + shard.count)
+
+    def training_images(self, batch_size: int) -> Iterator[Tensor]:
+        """Every training image once, in order: uint8 (B, 3, H, W)."""
+        samples = ImageSamples(self.images(), self.image_size)
+        count = len(self.source.train)
+        for first in range(0, count, batch_size):
+            indices = range(first, min(first + batch_size, count))
+            yield samples.__getitems__([Sample(index, index) for index in indices]).image_BCHW
+
+    def predict_dataloader(self) -> ShardBatches:
+        """This process's part of ``shards``, which the writer sets."""
+        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        batches = [
+            list(positions[first : first + self.batch_size])
+            for positions in map(self.positions, self.shards[rank::ranks])
+            for first in range(0, len(positions), self.batch_size)
+        ]
+        return ShardBatches(ImageSamples(self.images(), self.image_size), batches, self.workers)

@@ -1,0 +1,83 @@
+"""Latents as a source of training samples."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.progress import track
+
+from snapgen_pl.autoencoders.autoencoder import Posterior
+from snapgen_pl.data.latent_shards import SPLITS, Content, Manifest, Split, check_bytes, read_manifest, read_shard
+from snapgen_pl.data.source import ImageSource, OpenSource
+from snapgen_pl.digest import values_digest
+
+
+class ShardSet:
+    """The latents of one split; a :class:`~snapgen_pl.data.source.LatentSet`.
+
+    Shards are mapped into memory, once a process, when they are first asked for.
+
+    Args:
+        folder: where the shards lie.
+        manifest: what they are.
+        split: which.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, split: Split) -> None:
+        self.folder, self.plan = folder, manifest.plan
+        self.image_size, self.flips = self.plan.image_size, self.plan.flips
+        self.autoencoder = self.plan.autoencoder
+        self.shards = [shard for shard in self.plan.shards if shard.split == split]
+        self.labels = torch.cat([read_shard(folder, self.plan, shard).label for shard in self.shards])
+        self._open: dict[int, Content] = {}
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.labels)
+
+    def load(self, indices: Sequence[int], mirrored: Sequence[bool]) -> Posterior:
+        """The posteriors of these images, or of their mirror images: (B, C, H, W) as stored."""
+        places = [
+            (self._content(index // self.plan.shard_size), index % self.plan.shard_size, int(flip))
+            for index, flip in zip(indices, mirrored, strict=True)
+        ]
+        mean_BCHW = torch.stack([content.mean[row, flip] for content, row, flip in places])
+        std = [content.std[row, flip] for content, row, flip in places if content.std is not None]
+        return Posterior(mean_BCHW, torch.stack(std) if std else None)
+
+    def _content(self, shard: int) -> Content:
+        if shard not in self._open:
+            self._open[shard] = read_shard(self.folder, self.plan, self.shards[shard])
+        return self._open[shard]
+
+
+class Latents(ImageSource):
+    """Shards that ``predict`` with :class:`~callbacks.latent_writer.LatentWriter` wrote.
+
+    Args:
+        folder: where they lie.
+        verify: whether to read every shard through once when it is opened, so that damaged bytes are told by the file's
+            name; it also brings them into the system's cache. Processes share the work.
+    """
+
+    def __init__(self, folder: str, verify: bool = True) -> None:
+        self.folder = Path(folder)
+        self.verify = verify
+
+    def open(self) -> OpenSource:
+        """Reads the manifest and checks the shards; the sets are of :class:`ShardSet`."""
+        manifest = read_manifest(self.folder)
+        shards = manifest.plan.shards
+        train, validation = (ShardSet(self.folder, manifest, split) for split in SPLITS)
+        if self.verify:
+            mine = shards[_rank() :: _ranks()]
+            check_bytes(self.folder, manifest, track(mine, f"checking the latents in {self.folder}", transient=True))
+        return OpenSource(manifest.plan.classes, train, validation, values_digest({"shards": manifest.digests}))
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def _ranks() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1

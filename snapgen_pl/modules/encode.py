@@ -1,0 +1,83 @@
+"""Encodes images once, so that training need not: wiring only."""
+
+from typing import Literal
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
+from snapgen_pl.data.encoding_data import EncodingData
+from snapgen_pl.data.latent_shards import Plan
+from snapgen_pl.data.source import ImageBatch
+from snapgen_pl.images import from_uint8
+from snapgen_pl.modules.frozen import Frozen, make_ready
+
+
+class Encode(L.LightningModule):
+    """Predicts the posterior over raw latents of each image, and of its mirror image.
+
+    Args:
+        autoencoder: what encodes.
+        flips: whether to encode mirror images too, for training with ``data.flip``: twice the time and room.
+        dtype: what means and standard deviations are stored in.
+    """
+
+    def __init__(
+        self, autoencoder: Autoencoder, flips: bool = True, dtype: Literal["float16", "float32"] = "float16"
+    ) -> None:
+        super().__init__()
+        self._autoencoder = Frozen(autoencoder)
+        self.flips, self.dtype_stored = flips, dtype
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """The frozen autoencoder."""
+        return self._autoencoder.module
+
+    def plan(self) -> Plan:
+        """What is to be encoded; makes the autoencoder ready.
+
+        Raises:
+            ValueError: where the images do not divide into the autoencoder's latents.
+        """
+        data = self._data()
+        if data.image_size % self.autoencoder.downsampling:
+            raise ValueError(
+                f"data.image_size {data.image_size} is not a multiple of the autoencoder's "
+                f"{self.autoencoder.downsampling}"
+            )
+        make_ready(self.autoencoder, self.trainer, data.training_images(256))
+        return Plan(
+            self.autoencoder.identity(),
+            data.image_size,
+            2 if self.flips else 1,
+            self.dtype_stored,
+            data.source.fingerprint,
+            data.source.classes,
+            (len(data.source.train), len(data.source.validation)),
+            data.shard_size,
+        )
+
+    def predict_step(self, batch: ImageBatch, batch_idx: int) -> Posterior:
+        """Mean and standard deviation (B, flips, C, H, W)."""
+        with torch.autocast(self.device.type, enabled=False):
+            autoencoder = self.autoencoder.to(self.device)
+            image_BCHW = from_uint8(batch.image_BCHW)
+            views = [image_BCHW, image_BCHW.flip(-1)] if self.flips else [image_BCHW]
+            posteriors = [autoencoder.encode(view) for view in views]
+        return Posterior(
+            torch.stack([posterior.mean_BCHW for posterior in posteriors], dim=1),
+            _stacked([posterior.std_BCHW for posterior in posteriors]),
+        )
+
+    def _data(self) -> EncodingData:
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, EncodingData):
+            raise ValueError(f"Encode needs an EncodingData as its data, not {type(data).__name__}")
+        return data
+
+
+def _stacked(stds: list[Tensor | None]) -> Tensor | None:
+    known = [std for std in stds if std is not None]
+    return torch.stack(known, dim=1) if known else None
