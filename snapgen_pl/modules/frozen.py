@@ -1,14 +1,12 @@
 """Networks that a stage uses but does not train: autoencoders, teachers, text encoders."""
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
-
-from snapgen_pl.autoencoders.autoencoder import Autoencoder
+from torch import nn
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -28,17 +26,17 @@ class Frozen(Generic[M]):
         return self
 
 
-def make_ready(autoencoder: Autoencoder, trainer: L.Trainer, images: Iterable[Tensor]) -> None:
-    """Makes an autoencoder usable on all processes; what has to be fitted or fetched is so by the first alone.
+def make_ready(trainer: L.Trainer, ready: Callable[[Path], list[str]]) -> None:
+    """Makes what a run uses usable on all processes; what has to be fitted or fetched is so by the first alone.
 
     Args:
-        autoencoder: which.
         trainer: of the run.
-        images: batches of uint8 training images, iterated only where something has to be fitted.
+        ready: is given the run's folder, and returns lines for the user.
     """
     folder = Path(trainer.default_root_dir)
-    if trainer.is_global_zero and (message := autoencoder.ready(folder, images)):
-        rank_zero_info(message)
-    trainer.strategy.barrier("autoencoder")
+    if trainer.is_global_zero:
+        for line in ready(folder):
+            rank_zero_info(line)
+    trainer.strategy.barrier("ready")
     if not trainer.is_global_zero:
-        autoencoder.ready(folder, ())
+        ready(folder)

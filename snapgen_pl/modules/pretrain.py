@@ -1,6 +1,7 @@
 """Stage one: rectified-flow pretraining under class labels. Wiring only; the maths is in flow/ and models/."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypedDict
 
 import lightning as L
@@ -12,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from snapgen_pl import rng
 from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
-from snapgen_pl.conditioning.class_tokens import ClassTokens
+from snapgen_pl.conditioning.conditioner import Conditioner
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.source import Batch, ImageBatch, LabelBatch, LatentBatch
 from snapgen_pl.distill.loss_terms import LossCombiner, LossTerm, LossTerms, SumOfMeans
@@ -21,6 +22,7 @@ from snapgen_pl.flow.noise import initial_noise, step_noise
 from snapgen_pl.flow.path import PathSample, sample_path
 from snapgen_pl.flow.samplers import Euler, Sampler
 from snapgen_pl.flow.timesteps import LogitNormal, TimestepDensity
+from snapgen_pl.fsdp import shard
 from snapgen_pl.images import from_uint8, to_uint8
 from snapgen_pl.metrics.binned_mean import BinnedMean
 from snapgen_pl.models.count import count
@@ -68,7 +70,7 @@ class Pretrain(L.LightningModule):
     def __init__(
         self,
         denoiser: Denoiser,
-        conditioner: ClassTokens,
+        conditioner: Conditioner,
         autoencoder: Autoencoder,
         image_size: int = 256,
         timesteps: TimestepDensity = LogitNormal(),  # noqa: B008 (frozen)
@@ -96,8 +98,7 @@ class Pretrain(L.LightningModule):
         self.images_seen = 0
         self.macs_per_image = count(denoiser, self.latent_shape[-1], conditioner.tokens).macs
         self.validation_loss = BinnedMean(VALIDATION_BINS)
-        if compile:
-            self.denoiser.compile(dynamic=False)
+        self.compile_denoiser = compile
 
     @property
     def autoencoder(self) -> Autoencoder:
@@ -111,7 +112,7 @@ class Pretrain(L.LightningModule):
         return self.autoencoder.channels, side, side
 
     def setup(self, stage: str) -> None:
-        """Checks the data against the model, and fits or loads the autoencoder."""
+        """Checks the data against the model, and makes the model ready for them."""
         data = self._data()
         if data.image_size != self.image_size:
             raise ValueError(
@@ -122,9 +123,35 @@ class Pretrain(L.LightningModule):
                 f"the data has {len(data.classes)} classes, the conditioner room for {self.conditioner.num_classes}; "
                 f"set --model.conditioner.num_classes {len(data.classes)} or more"
             )
-        make_ready(self.autoencoder, self.trainer, (batch.image_BCHW for batch in data.training_images(256)))
-        data.check_autoencoder(self.autoencoder.identity())
+        make_ready(self.trainer, lambda folder: self.ready(folder, data))
         self.autoencoder.to(self.device)
+        # Tables of conditioners are the same on all processes; DDP would send them round before every step.
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
+
+    def ready(self, folder: Path, data: ImageData) -> list[str]:
+        """Makes autoencoder and conditioner usable: fits them to the data, or loads what they are made of.
+
+        Args:
+            folder: the run's folder, for what is kept with the run.
+            data: set up.
+
+        Returns:
+            Lines for the user.
+
+        Raises:
+            ValueError: where the data are latents of another autoencoder.
+        """
+        images = (batch.image_BCHW for batch in data.training_images(256))
+        lines = self.autoencoder.ready(folder, images), self.conditioner.ready(folder, data.classes)
+        data.check_autoencoder(self.autoencoder.identity())
+        return [line for line in lines if line]
+
+    def configure_model(self) -> None:
+        """Shards and compiles the denoiser, where asked to; once."""
+        if self.device_mesh is not None:
+            shard(self.denoiser, self.conditioner, self.device_mesh["data_parallel"])
+        if self.compile_denoiser and self.denoiser._compiled_call_impl is None:
+            self.denoiser.compile(dynamic=False)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer and its schedule, counted in images."""
@@ -247,7 +274,7 @@ def rate(images_seen: int, warmup_images: int, decay_images: int | None) -> floa
     return max(0.0, (decay_images - images_seen) / (decay_images - warmup_images))
 
 
-def _check_fit(denoiser: Denoiser, conditioner: ClassTokens, autoencoder: Autoencoder, image_size: int) -> None:
+def _check_fit(denoiser: Denoiser, conditioner: Conditioner, autoencoder: Autoencoder, image_size: int) -> None:
     if denoiser.in_channels != autoencoder.channels:
         raise ValueError(
             f"denoiser.in_channels is {denoiser.in_channels}, the autoencoder has {autoencoder.channels} channels; "

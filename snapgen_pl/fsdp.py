@@ -1,0 +1,50 @@
+"""Sharding over all processes of a run: ``--trainer.strategy snapgen_pl.fsdp.FSDP2``."""
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+from snapgen_pl.conditioning.conditioner import Conditioner
+from snapgen_pl.models.denoiser import Denoiser
+
+
+class FSDP2(ModelParallelStrategy):
+    """Lightning's strategy for ``fully_shard``, over every process, with checkpoints of one file.
+
+    A checkpoint holds whole tensors, so a run may go on with another number of processes, or with DDP.
+
+    Args:
+        process_group_backend: of torch.distributed; by default what the device asks for.
+    """
+
+    def __init__(self, process_group_backend: str | None = None) -> None:
+        super().__init__(
+            tensor_parallel_size=1, save_distributed_checkpoint=False, process_group_backend=process_group_backend
+        )
+
+    def setup_environment(self) -> None:
+        """Counts the processes: Lightning's own "auto" would count machines."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+def shard(denoiser: Denoiser, conditioner: Conditioner, mesh: DeviceMesh) -> None:
+    """Shards what is trained, unit by unit; done once however often it is called.
+
+    Kernels lose their channels_last layout, which ``fully_shard`` does not take; activations keep theirs.
+
+    Args:
+        denoiser: also where :meth:`~snapgen_pl.models.denoiser.Denoiser.prepare` is called on its own, as samplers do.
+        conditioner: as a whole.
+        mesh: of the processes to shard over.
+    """
+    if isinstance(denoiser, FSDPModule):
+        return
+    denoiser.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing from torch's stubs
+    for unit in denoiser.units():
+        fully_shard(unit, mesh=mesh)
+    fully_shard(denoiser, mesh=mesh)
+    register_fsdp_forward_method(denoiser, "prepare")
+    if next(conditioner.parameters(), None) is not None:
+        fully_shard(conditioner, mesh=mesh)

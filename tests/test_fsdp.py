@@ -1,0 +1,73 @@
+"""Sharded over two processes, a run does what one process does, and its checkpoints serve either."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from snapgen_pl.models.unet import UNet
+from tests import pretrain_run, sample_run
+
+pytestmark = pytest.mark.slow
+QUICKSTART = Path(__file__).parents[1] / "experiments" / "quickstart.yaml"
+SHARDED = (
+    *("--trainer.devices", "2", "--trainer.strategy", "snapgen_pl.fsdp.FSDP2"),
+    *("--trainer.strategy.process_group_backend", "gloo"),
+)
+
+
+def fit(images: Path, runs: Path, name: str, steps: int, *more: str) -> None:
+    words = [
+        *("fit", "--config", str(QUICKSTART), "--runs", str(runs), "--name", name),
+        *("--data.source", "snapgen_pl.data.image_folder.ImageFolder", "--data.source.root", str(images)),
+        *("--data.image_size", "32", "--model.image_size", "32", "--trainer.accelerator", "cpu"),
+        *("--model.decay_images", "null", "--model.sampler.steps", "2", "--trainer.val_check_interval", "2"),
+        # Adam's first steps have the size of the learning rate whatever the gradient, so that differences in the last
+        # bit of gradients near zero would show.
+        *("--model.optimizer.eps", "1e-3", "--model.optimizer.lr", "1e-3", "--model.warmup_images", "0"),
+        *("--trainer.callbacks", "callbacks.sample_grid.SampleGrid", "--trainer.callbacks.rows", "2"),
+        *("--trainer.max_steps", str(steps), *more),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", "snapgen_pl", *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def assert_close(left: Path, right: Path) -> None:
+    a, b = (torch.load(run / "last.ckpt", weights_only=True) for run in (left, right))
+    assert a["images_seen"] == b["images_seen"]
+    for here, there in ((a["state_dict"], b["state_dict"]), (a["ema"]["weights"], b["ema"]["weights"])):
+        assert here.keys() == there.keys()
+        for key, weight in here.items():
+            torch.testing.assert_close(weight, there[key], atol=1e-5, rtol=1e-5)
+
+
+def test_sharded_training_equals_one_process_and_its_checkpoint_serves_both(tmp_path: Path) -> None:
+    images = sample_run.image_folder(tmp_path / "images")
+    fit(images, tmp_path, "one", 4)
+    fit(images, tmp_path, "sharded", 2, *SHARDED)
+    fit(images, tmp_path, "sharded", 4, *SHARDED, "--ckpt_path", "last")
+    assert_close(tmp_path / "sharded", tmp_path / "one")
+    assert (tmp_path / "sharded" / "samples" / "000000032.png").exists()
+    for name, more in (("one", ()), ("sharded", SHARDED)):
+        fit(images, tmp_path, name, 6, "--ckpt_path", "last", *more)
+    assert_close(tmp_path / "sharded", tmp_path / "one")
+    fit(images, tmp_path, "sharded", 8, "--ckpt_path", "last")  # on one process
+    fit(images, tmp_path, "one", 8, "--ckpt_path", "last")
+    assert_close(tmp_path / "sharded", tmp_path / "one")
+
+
+def test_units_hold_every_repeated_part_once() -> None:
+    unet: UNet = pretrain_run.pretrain().denoiser
+    units = list(unet.units())
+    inside = [part for unit in units for part in unit.modules()]
+    assert len(inside) == len(set(map(id, inside)))
+    outside = {
+        name.split(".")[0]
+        for name, p in unet.named_parameters()
+        if not any(p is q for u in units for q in u.parameters())
+    }
+    assert outside == {"time", "conv_in", "context", "norm_out", "conv_out"}
