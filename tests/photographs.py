@@ -39,7 +39,7 @@ def cut(folder: Path, out: Path, size: int = 64, height: int = 512) -> None:
                 photo.crop((left, top, left + size, top + size)).save(target / f"{top:04d}-{left:04d}.png")
 
 
-def autoencoder(images: Path, out: Path, minutes: float = 4.0, batch: int = 16) -> None:
+def autoencoder(images: Path, out: Path, minutes: float = 4.0, batch: int = 8) -> None:
     """Trains a small AutoencoderKL, 4 pixels and 4 channels a latent position, and saves it as diffusers does.
 
     Args:
@@ -54,7 +54,8 @@ def autoencoder(images: Path, out: Path, minutes: float = 4.0, batch: int = 16) 
     network = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(32, 64, 64),
+        block_out_channels=(16, 32, 32),
+        layers_per_block=1,
         norm_num_groups=8,
         mid_block_add_attention=False,
     )

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from snapgen_pl.autoencoders.autoencoder import Autoencoder
 from snapgen_pl.digest import tensors_digest
+from snapgen_pl.pretrained_folder import pretrained_folder
 
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 DType = Literal["float32", "bfloat16", "float16"]
 
 
@@ -39,7 +41,7 @@ class Pretrained(Autoencoder):
     def __init__(
         self,
         path: str,
-        subfolder: str | None = None,
+        subfolder: str = "",
         revision: str | None = None,
         dtype: DType = "float32",
         tf32: bool = False,
@@ -79,9 +81,7 @@ class Pretrained(Autoencoder):
         """
         if self._weights:
             return None
-        network: nn.Module = self._found(
-            "weights", self.network_class().from_pretrained, use_safetensors=True, low_cpu_mem_usage=False
-        )
+        network = self._network()
         self._weights = tensors_digest(network.state_dict())  # as stored, before they are rounded to dtype
         self.network = network.to(getattr(torch, self.dtype)).eval().requires_grad_(False)
         return f"autoencoder: {self._place()}, {self.dtype}, shift {self.shift:g}, scale {self.scale:g}"
@@ -124,28 +124,36 @@ class Pretrained(Autoencoder):
 
     def _config(self) -> dict[str, Any]:
         wanted = self.network_class().__name__
-        config: dict[str, Any] = self._found("config.json", self.network_class().load_config)
+        try:
+            config: dict[str, Any] = self.network_class().load_config(self._folder(CONFIG))
+        except OSError as error:
+            raise ValueError(
+                f"no {CONFIG} of an autoencoder in {self._place()}; give a folder that diffusers saved, and its "
+                "subfolder: `vae` in pipelines"
+            ) from error
         if config.get("_class_name", wanted) != wanted:
             raise ValueError(f"{self._place()} holds a {config['_class_name']}; {type(self).__name__} takes a {wanted}")
         return config
 
-    def _found(self, what: str, load: Any, **options: Any) -> Any:
-        """What ``load`` finds at the autoencoder's place."""
-        local = Path(self.path).expanduser()
-        if not local.exists() and self.path.count("/") != 1:
-            raise ValueError(f"{self.path} is no folder; give one that diffusers saved, or a hub name OWNER/NAME")
-        place: dict[str, Any] = {"subfolder": self.subfolder, "revision": self.revision}
+    def _network(self) -> nn.Module:
         try:
-            return load(str(local) if local.exists() else self.path, **place, **options)
+            # diffusers' faster way of loading needs the package accelerate.
+            network: nn.Module = self.network_class().from_pretrained(
+                self._folder(CONFIG, WEIGHTS), use_safetensors=True, low_cpu_mem_usage=False
+            )
         except OSError as error:
             raise ValueError(
-                f"no {what} of an autoencoder in {self._place()}: {str(error).strip().splitlines()[0]}\n"
-                "Give a folder that diffusers saved (with its subfolder, `vae` in pipelines, and safetensors weights), "
-                "or a hub name; gated repositories need `hf auth login`"
+                f"no {WEIGHTS} of an autoencoder in {self._place()}, or a damaged one; download it there (pickled "
+                ".bin weights are not read)"
             ) from error
+        return network
+
+    def _folder(self, *names: str) -> Path:
+        inside = Path(self.subfolder)
+        return pretrained_folder(self.path, [str(inside / name) for name in names], self.revision) / inside
 
     def _place(self) -> str:
-        return "/".join(filter(None, (self.path, self.subfolder)))
+        return str(Path(self.path) / self.subfolder)
 
     def _check_ready(self) -> None:
         if not self._weights:

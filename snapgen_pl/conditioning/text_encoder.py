@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from snapgen_pl.conditioning.pretrained_folder import pretrained_folder
+from snapgen_pl.pretrained_folder import pretrained_folder
 
 if TYPE_CHECKING:  # the import takes seconds
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

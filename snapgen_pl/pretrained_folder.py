@@ -7,12 +7,13 @@ from pathlib import Path
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def pretrained_folder(path: str, names: Iterable[str]) -> Path:
+def pretrained_folder(path: str, names: Iterable[str], revision: str | None = None) -> Path:
     """The folder that holds a pretrained network's files, downloaded where ``path`` names it on the hub.
 
     Args:
         path: a folder, or a name on the Hugging Face hub.
         names: the files wanted, relative to the folder; of those the hub lacks there is none in the folder either.
+        revision: branch, tag or commit on the hub.
 
     Raises:
         ValueError: if there is no such folder, or the hub does not give the files.
@@ -27,7 +28,7 @@ def pretrained_folder(path: str, names: Iterable[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path, allow_patterns=list(names)))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=list(names)))
     except Exception as error:  # an unknown name, a licence not accepted, no network: each library has its own errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
