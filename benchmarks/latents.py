@@ -30,6 +30,7 @@ from snapgen_pl.data.latent_shards import Plan, write_manifest, write_shard
 from snapgen_pl.data.latents import Latents
 from snapgen_pl.models.unet import Block, Stage, UNet
 from snapgen_pl.modules.pretrain import Pretrain
+from snapgen_pl.terminal import quiet
 
 CONSUMED_PER_S = 1_500  # images a GPU, assumed for the reference model at 256 px
 CHANNELS, SIDE, CLASSES = 4, 32, 1000
@@ -268,6 +269,7 @@ def main(
         batches: how many of them are counted.
         steps: training steps to profile.
     """
+    quiet()
     report = run(samples, batch, batches, steps)
     Console(width=120).print(table(report))
     if json is not None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from benchmarks import latents
 from benchmarks.cuda import throughput
 from benchmarks.networks import SUBJECTS, Subject, feed, forward_backward, materialise
 from benchmarks.timing import Sample, Timing, environment, interleave, summarise
@@ -117,3 +118,13 @@ def test_options_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="not a multiple"):
         throughput(Subject(tiny_dit, 1), "forward", compiled=False, batch=6, micro_batch=4, size=8, steps=1)
+
+
+def test_latents_are_loaded_and_trained_on() -> None:
+    report = latents.run(samples=300, batch=16, batches=3, steps=2)
+    assert [row.workers for row in report.loading] == [0, 2]
+    for row in report.loading:
+        assert row.ratio == pytest.approx(row.samples_per_s / latents.CONSUMED_PER_S)
+    assert report.gigabytes == pytest.approx(556 * 2 * 2 * 4096 * 2 / 1e9, rel=0.02)
+    assert report.training.steps == 2
+    assert 0 < report.training.wait_s < report.training.step_s

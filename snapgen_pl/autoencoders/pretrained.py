@@ -83,7 +83,8 @@ class Pretrained(Autoencoder):
             return None
         network = self._network()
         self._weights = tensors_digest(network.state_dict())  # as stored, before they are rounded to dtype
-        self.network = network.to(getattr(torch, self.dtype)).eval().requires_grad_(False)
+        # Not network.to(...): diffusers warns there of what it calls modules to be kept in fp32, and lists none.
+        self.network = nn.Module.to(network, getattr(torch, self.dtype)).eval().requires_grad_(False)
         return f"autoencoder: {self._place()}, {self.dtype}, shift {self.shift:g}, scale {self.scale:g}"
 
     def identity(self) -> dict[str, str | int | float]:
