@@ -2,8 +2,10 @@
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.optim import Optimizer
 
 from snapgen_pl.conditioning.conditioner import Conditioner
 from snapgen_pl.models.denoiser import Denoiser
@@ -48,3 +50,14 @@ def shard(denoiser: Denoiser, conditioner: Conditioner, mesh: DeviceMesh) -> Non
     register_fsdp_forward_method(denoiser, "prepare")
     if next(conditioner.parameters(), None) is not None:
         fully_shard(conditioner, mesh=mesh)
+
+
+def match_layouts(optimizer: Optimizer) -> None:
+    """Lays the optimizer's state out in memory as its parameters are, which fused kernels take for granted.
+
+    A sharded run's checkpoint holds plain layouts; a process that goes on from it alone has channels_last kernels.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -1,5 +1,6 @@
 """Sharded over two processes, a run does what one process does, and its checkpoints serve either."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -8,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from snapgen_pl.fsdp import match_layouts
 from snapgen_pl.models.unet import UNet
 from tests import pretrain_run, sample_run
 
-pytestmark = pytest.mark.slow
 QUICKSTART = Path(__file__).parents[1] / "experiments" / "quickstart.yaml"
 SHARDED = (
     *("--trainer.devices", "2", "--trainer.strategy", "snapgen_pl.fsdp.FSDP2"),
@@ -45,6 +46,7 @@ def assert_close(left: Path, right: Path) -> None:
             torch.testing.assert_close(weight, there[key], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_sharded_training_equals_one_process_and_its_checkpoint_serves_both(tmp_path: Path) -> None:
     images = sample_run.image_folder(tmp_path / "images")
     fit(images, tmp_path, "one", 4)
@@ -71,3 +73,20 @@ def test_units_hold_every_repeated_part_once() -> None:
         if not any(p is q for u in units for q in u.parameters())
     }
     assert outside == {"time", "conv_in", "context", "norm_out", "conv_out"}
+
+
+def test_states_are_laid_out_as_their_parameters_are() -> None:
+    def kernel(fmt: torch.memory_format) -> torch.nn.Parameter:
+        return torch.nn.Parameter(torch.arange(64.0).view(4, 4, 2, 2).contiguous(memory_format=fmt))
+
+    plain, last = kernel(torch.contiguous_format), kernel(torch.channels_last)
+    here, there = (torch.optim.AdamW([parameter], lr=0.1, fused=True) for parameter in (plain, last))
+    plain.grad = torch.linspace(-1, 1, 64).view(4, 4, 2, 2)
+    here.step()
+    last.data.copy_(plain.data)
+    there.load_state_dict(copy.deepcopy(here.state_dict()))
+    match_layouts(there)
+    last.grad = plain.grad.contiguous(memory_format=torch.channels_last)
+    for optimizer in (here, there):
+        optimizer.step()
+    torch.testing.assert_close(last, plain)

@@ -22,7 +22,7 @@ from snapgen_pl.flow.noise import initial_noise, step_noise
 from snapgen_pl.flow.path import PathSample, sample_path
 from snapgen_pl.flow.samplers import Euler, Sampler
 from snapgen_pl.flow.timesteps import LogitNormal, TimestepDensity
-from snapgen_pl.fsdp import shard
+from snapgen_pl.fsdp import match_layouts, shard
 from snapgen_pl.images import from_uint8, to_uint8
 from snapgen_pl.metrics.binned_mean import BinnedMean
 from snapgen_pl.models.count import count
@@ -158,6 +158,11 @@ class Pretrain(L.LightningModule):
         optimizer = self.make_optimizer([*self.denoiser.parameters(), *self.conditioner.parameters()])
         schedule = LambdaLR(optimizer, lambda _: rate(self.images_seen, self.warmup_images, self.decay_images))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """After a checkpoint was loaded."""
+        for optimizer in self.trainer.optimizers:
+            match_layouts(optimizer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> TrainingStep:
         """One batch: draws times, noise and dropped labels, and predicts the velocity."""
