@@ -1,11 +1,14 @@
 """Writes the latents that ``predict`` with :class:`~snapgen_pl.modules.encode.Encode` computes."""
 
+import signal
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.run_manifest import describe_code, describe_hardware
@@ -14,6 +17,7 @@ from snapgen_pl.data.encoding_data import EncodingData
 from snapgen_pl.data.latent_shards import MANIFEST, Plan, Shard, read_shard, write_manifest, write_shard
 from snapgen_pl.data.source import ImageBatch
 from snapgen_pl.modules.encode import Encode
+from snapgen_pl.runs import Run
 
 
 class LatentWriter(L.Callback):
@@ -29,6 +33,7 @@ class LatentWriter(L.Callback):
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
         self._parts: list[Posterior] = []
+        self._claim: FileLock | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Looks which shards are there.
@@ -44,6 +49,8 @@ class LatentWriter(L.Callback):
             )
         self._folder = Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "latents"
         self._plan, self._data = pl_module.plan(), data
+        if trainer.is_global_zero:
+            self._claim = Run(self._folder).claim()
         data.shards = missing_shards(self._folder, self._plan)
         done = len(self._plan.shards) - len(data.shards)
         if done:
@@ -77,11 +84,32 @@ class LatentWriter(L.Callback):
             self._parts = []
             self._queue.pop(0)
 
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the manifest, once all processes are done."""
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Writes the manifest, once all processes are done.
+
+        Not on_predict_end, which a process does not come to that finds nothing left to encode.
+        """
         trainer.strategy.barrier("latent_writer")
         if not trainer.is_global_zero:
             return
+        if self._data.shards or not (self._folder / MANIFEST).exists():
+            self._finish(trainer)
+        self._release()
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lets SIGTERM end the process: Lightning's handler waits for a training loop, and shards are whole anyway."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Gives the folder up."""
+        self._release()
+
+    def _release(self) -> None:
+        if self._claim is not None:
+            self._claim.release()
+
+    def _finish(self, trainer: L.Trainer) -> None:
         made = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "code": describe_code(),

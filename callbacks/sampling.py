@@ -49,8 +49,8 @@ def drawing_module(module: L.LightningModule) -> DrawsImages:
     """
     if not isinstance(module, DrawsImages):
         raise ValueError(
-            f"{type(module).__name__} draws no images: it lacks one of sample, images_seen, seed, sampler, guidance; "
-            "remove the callbacks that need samples, or give it these"
+            f"{type(module).__name__} draws no images: it lacks one of sample, images_of, images_seen, seed, sampler, "
+            "guidance; remove the callbacks that need samples, or give it these"
         )
     return module
 
@@ -68,7 +68,7 @@ def image_data(trainer: L.Trainer) -> ImageData:
 
 
 def training_images(
-    data: ImageData, module: DrawsImages, indices: Sequence[int], batch_size: int = 100
+    data: ImageData, module: DrawsImages, indices: Sequence[int], batch_size: int = 32
 ) -> Iterator[Tensor]:
     """The training images at these indices as the model sees them, uint8, not mirrored; latents are decoded."""
     items = data.samples_of(data.source.train)

@@ -97,7 +97,7 @@ class Run(NamedTuple):
             lock.acquire(timeout=0)
         except Timeout as error:
             raise ValueError(
-                f"another process is training in {self.folder}; wait for it, or choose another --name"
+                f"another process is at work in {self.folder}; wait for it, or choose another --name"
             ) from error
         return lock
 

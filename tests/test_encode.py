@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +97,16 @@ def test_whole_shards_are_kept_and_the_rest_written(
     assert "70 images in 5 shards" in capsys.readouterr().out
 
 
+def test_a_run_killed_before_its_manifest_has_only_that_left_to_write(
+    encoded: Path, images: Path, autoencoder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "encoded" / "latents"
+    shutil.copytree(encoded, folder)
+    (folder / MANIFEST).unlink()
+    assert main(words(images, autoencoder, tmp_path)) == 0
+    assert_equal_to_the_bit(encoded, folder)
+
+
 def test_two_processes_killed_and_started_again_write_the_same_shards(
     encoded: Path, images: Path, autoencoder: Path, tmp_path: Path
 ) -> None:
@@ -117,6 +128,11 @@ def test_two_processes_killed_and_started_again_write_the_same_shards(
         for key, tensor in tensors.items():
             # One thread a process sums in another order than two.
             torch.testing.assert_close(tensor, load_file(encoded / name)[key], atol=2e-3, rtol=2e-3)
+    # One shard for two processes leaves one of them without work.
+    (folder / "train-00001.safetensors").unlink()
+    (folder / MANIFEST).unlink()
+    subprocess.run(command, env=environment, check=True)
+    Latents(str(folder)).open()
 
 
 def test_a_folder_of_another_encoding_is_refused_by_name(

@@ -195,9 +195,7 @@ def test_an_editable_install_finds_the_experiments_of_its_repository(
 def test_a_folder_is_claimed_by_one_process_at_a_time(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     claim = run.claim()
-    with pytest.raises(
-        ValueError, match=r"another process is training in .*run; wait for it, or choose another --name"
-    ):
+    with pytest.raises(ValueError, match=r"another process is at work in .*run; wait for it, or choose another --name"):
         run.claim()
     claim.release()
     run.claim().release()

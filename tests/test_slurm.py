@@ -1,4 +1,5 @@
-"""The SLURM script as a cluster runs it, but for the cluster: srun runs its command, scontrol writes down its own."""
+"""The SLURM script as a cluster runs it, but for the cluster: srun runs its command, scancel passes a signal on,
+scontrol writes down what it is told."""
 
 import os
 import signal
@@ -21,7 +22,9 @@ def start(folder: Path, images: Path, steps: int) -> "subprocess.Popen[str]":
     commands = folder / "bin"
     commands.mkdir(exist_ok=True)
     for name, body in {
-        "srun": 'exec "$@"',
+        # As the real one: told to end, it kills.
+        "srun": f"shift\n\"$@\" & child=$!\necho $child > {folder}/pid\ntrap 'kill -9 $child' TERM\nwait $child",
+        "scancel": f'[ "$*" = "--signal=TERM 7.0" ] && kill -TERM $(cat {folder}/pid)',
         "scontrol": f'echo "$@" > {folder}/scontrol',
         "python": f'exec {sys.executable} "$@"',
     }.items():

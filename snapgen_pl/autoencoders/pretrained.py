@@ -71,7 +71,7 @@ class Pretrained(Autoencoder):
 
     @classmethod
     def _default_scale(cls, config: dict[str, Any]) -> float:
-        return float(config["scaling_factor"])
+        return float(config.get("scaling_factor", 0.18215))  # SD's, older than the key
 
     def ready(self, folder: Path, images: Iterable[Tensor]) -> str | None:
         """Loads the weights, once.
@@ -139,14 +139,22 @@ class Pretrained(Autoencoder):
     def _network(self) -> nn.Module:
         try:
             # diffusers' faster way of loading needs the package accelerate.
-            network: nn.Module = self.network_class().from_pretrained(
-                self._folder(CONFIG, WEIGHTS), use_safetensors=True, low_cpu_mem_usage=False
+            loaded: tuple[nn.Module, dict[str, list[str]]] = self.network_class().from_pretrained(
+                self._folder(CONFIG, WEIGHTS), use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
             )
+        except RuntimeError as error:
+            raise ValueError(f"{WEIGHTS} in {self._place()} does not fit its {CONFIG}: {error}") from error
         except OSError as error:
             raise ValueError(
                 f"no {WEIGHTS} of an autoencoder in {self._place()}, or a damaged one; download it there (pickled "
                 ".bin weights are not read)"
             ) from error
+        network, report = loaded
+        if missing := report["missing_keys"]:
+            raise ValueError(
+                f"{WEIGHTS} in {self._place()} lacks {len(missing)} weights, such as {min(missing)}; it is another "
+                "network's: download it again"
+            )
         return network
 
     def _folder(self, *names: str) -> Path:

@@ -109,6 +109,8 @@ class ImageData(L.LightningDataModule):
             self._opened = self.image_source.open()
         self._check_sampler()
         self._check_latents()
+        if stage == "fit":
+            self.image_source.check()
         micro_batch = self.micro_batch
         if stage == "fit" and len(self.source.train) < self.batch_size:
             raise ValueError(
@@ -187,7 +189,8 @@ class ImageData(L.LightningDataModule):
         images = self.source.train
         if isinstance(images, LatentSet):
             raise ValueError(
-                "the data are latents, so no autoencoder can be fitted to their images; use the one that encoded them"
+                "the data are latents, so no autoencoder can be fitted to their images; use the one that encoded them "
+                "(of a fitted one, copy its file from that run's folder into this run's)"
             )
         samples = ImageSamples(images, self.image_size)
         for first in range(0, len(images), batch_size):

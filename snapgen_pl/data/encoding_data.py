@@ -89,7 +89,9 @@ class EncodingData(L.LightningDataModule):
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         self.image_source = source
         self.image_size, self.batch_size, self.shard_size, self.workers = image_size, batch_size, shard_size, workers
-        self.shards: Sequence[Shard] = ()
+        self.shards: Sequence[Shard] | None = None
+        # Where fewer shards are left than there are processes, Lightning would refuse.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self._opened: OpenSource | None = None
 
     def setup(self, stage: str) -> None:
@@ -134,7 +136,13 @@ class EncodingData(L.LightningDataModule):
             yield samples.__getitems__([Sample(index, index) for index in indices]).image_BCHW
 
     def predict_dataloader(self) -> ShardBatches:
-        """This process's part of ``shards``, which the writer sets."""
+        """This process's part of ``shards``, which the writer sets.
+
+        Raises:
+            ValueError: where there is no writer.
+        """
+        if self.shards is None:
+            raise ValueError("nothing would be written: add callbacks.latent_writer.LatentWriter to trainer.callbacks")
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batches = [
             list(positions[first : first + self.batch_size])

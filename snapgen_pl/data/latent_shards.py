@@ -141,7 +141,10 @@ def write_shard(folder: Path, plan: Plan, shard: Shard, posterior: Posterior, la
     content = Content(posterior.mean_BCHW.to(dtype), std, label_N, "")
     tensors = _tensors(content)
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise ValueError(f"latents of {shard.file} are not finite in {plan.dtype}; encode with dtype float32")
+        raise ValueError(
+            f"latents of {shard.file} are not finite in {plan.dtype}; encode with --model.dtype float32 or, where the "
+            "autoencoder itself overflows, --model.autoencoder.dtype float32"
+        )
     header = {
         "plan": json.dumps(plan.as_json()),
         "shard": json.dumps(asdict(shard)),

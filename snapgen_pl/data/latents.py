@@ -63,7 +63,7 @@ class Latents(ImageSource):
 
     Args:
         folder: where they lie.
-        verify: whether to read every shard through once when it is opened, so that damaged bytes are told by the file's
+        verify: whether to read every shard through once before training, so that damaged bytes are told by the file's
             name; it also brings them into the system's cache. Processes share the work.
     """
 
@@ -72,14 +72,18 @@ class Latents(ImageSource):
         self.verify = verify
 
     def open(self) -> OpenSource:
-        """Reads the manifest and checks the shards; the sets are of :class:`ShardSet`."""
+        """Reads the manifest and the shards' headers; the sets are of :class:`ShardSet`."""
         manifest = read_manifest(self.folder)
-        shards = manifest.plan.shards
         train, validation = (ShardSet(self.folder, manifest, split) for split in SPLITS)
-        if self.verify:
-            mine = shards[_rank() :: _ranks()]
-            check_bytes(self.folder, manifest, track(mine, f"checking the latents in {self.folder}", transient=True))
         return OpenSource(manifest.plan.classes, train, validation, values_digest({"shards": manifest.digests}))
+
+    def check(self) -> None:
+        """Compares every byte with what was written, if asked to."""
+        if not self.verify:
+            return
+        manifest = read_manifest(self.folder)
+        mine = manifest.plan.shards[_rank() :: _ranks()]
+        check_bytes(self.folder, manifest, track(mine, f"checking the latents in {self.folder}", transient=True))
 
 
 def _rank() -> int:

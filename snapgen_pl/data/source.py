@@ -110,6 +110,13 @@ class ImageSource(ABC):
             ValueError: naming what is missing or damaged, where, and what was expected.
         """
 
+    def check(self) -> None:  # noqa: B027  (a choice, not a duty)
+        """Reads everything through, before a training begins; by default nothing.
+
+        Raises:
+            ValueError: naming what is damaged.
+        """
+
 
 class OpenSource(NamedTuple):
     """An opened source.

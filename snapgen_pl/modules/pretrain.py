@@ -232,8 +232,7 @@ class Pretrain(L.LightningModule):
         )
         noise = initial_noise(self.seed, request.position_B, self.latent_shape)
         final = self.sampler(velocity, noise, step_noise(self.seed, request.position_B, self.latent_shape))
-        autoencoder = self.autoencoder.to(self.device)
-        return to_uint8(autoencoder.decode(autoencoder.to_raw(final)))
+        return self._decoded(self.autoencoder.to_raw(final.float()))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the count of images as a plain integer."""
@@ -248,8 +247,12 @@ class Pretrain(L.LightningModule):
         """The images that a batch means, decoded where it holds latents: uint8 (B, 3, image_size, image_size)."""
         if isinstance(batch, ImageBatch):
             return batch.image_BCHW
-        autoencoder = self.autoencoder.to(self.device)
-        return to_uint8(autoencoder.decode(batch.posterior.mean_BCHW.to(self.device).float()))
+        return self._decoded(batch.posterior.mean_BCHW.to(self.device).float())
+
+    def _decoded(self, raw_BCHW: Tensor) -> Tensor:
+        # The autoencoder has a precision of its own, whatever the network runs in.
+        with torch.autocast(self.device.type, enabled=False):
+            return to_uint8(self.autoencoder.to(self.device).decode(raw_BCHW))
 
     def _posterior(self, batch: Batch) -> Posterior:
         if isinstance(batch, LatentBatch):

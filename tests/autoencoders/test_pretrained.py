@@ -1,8 +1,10 @@
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers.models.autoencoders.vq_model import VQModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from snapgen_pl import rng
@@ -143,3 +145,28 @@ def test_drawn_latents_have_the_posteriors_moments_and_belong_to_their_position(
     part = Posterior(posterior.mean_BCHW[5:9], torch.full((4, 1, 2, 2), 0.5)).draw(7, position_B[5:9])
     assert torch.equal(part, raw[5:9])
     assert torch.equal(Posterior(raw.half()).draw(7, position_B), raw.half().float())
+
+
+def change_json(file: Path, **values: object) -> None:
+    content = {**json.loads(file.read_text()), **values}
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def test_a_configuration_older_than_its_scale_has_sds(tmp_path: Path) -> None:
+    kl().save_pretrained(tmp_path)
+    change_json(tmp_path / "config.json", scaling_factor=None, shift_factor=None)
+    autoencoder = KL(str(tmp_path))
+    assert (autoencoder.scale, autoencoder.shift) == (0.18215, 0)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    kl().save_pretrained(tmp_path)
+    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: tensor for name, tensor in tensors.items() if name != "encoder.conv_in.bias"}, weights)
+    with pytest.raises(ValueError, match=r"lacks 1 weights, such as encoder\.conv_in\.bias"):
+        KL(str(tmp_path)).ready(tmp_path, ())
+    save_file(tensors, weights)
+    change_json(tmp_path / "config.json", latent_channels=8)
+    with pytest.raises(ValueError, match=r"does not fit its config\.json"):
+        KL(str(tmp_path)).ready(tmp_path, ())

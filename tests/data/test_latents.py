@@ -81,7 +81,7 @@ def test_an_encoder_that_is_certain_leaves_no_deviations(tmp_path: Path) -> None
 def test_latents_beyond_the_types_range_are_not_written(tmp_path: Path) -> None:
     shard = PLAN.shards[0]
     mean = posterior(PLAN, shard).mean_BCHW * 1e5
-    with pytest.raises(ValueError, match="not finite in float16; encode with dtype float32"):
+    with pytest.raises(ValueError, match=r"not finite in float16; encode with --model\.dtype float32"):
         write_shard(tmp_path, PLAN, shard, Posterior(mean), torch.zeros(4, dtype=torch.int64))
     assert not list(tmp_path.iterdir())
 
@@ -145,13 +145,15 @@ def put_another_file(folder: Path) -> None:
 )
 def test_each_harm_is_refused_by_name(shards: Path, harm: Callable[[Path], None], message: str) -> None:
     harm(shards)
+    data = ImageData(Latents(str(shards)), image_size=16, batch_size=4)
     with pytest.raises(ValueError, match=message):
-        Latents(str(shards)).open()
+        data.setup("fit")
 
 
 def test_unverified_shards_are_still_told_apart_by_their_headers(shards: Path) -> None:
     flip_a_bit(shards)
-    Latents(str(shards), verify=False).open()
+    for verify, stage in ((False, "fit"), (True, "predict")):
+        ImageData(Latents(str(shards), verify), image_size=16, batch_size=4).setup(stage)
     swap(shards)
     with pytest.raises(ValueError, match="holds what belongs into"):
         Latents(str(shards), verify=False).open()
