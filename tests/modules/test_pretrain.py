@@ -5,11 +5,13 @@ import lightning as L
 import pytest
 import torch
 
+from snapgen_pl.autoencoders.autoencoder import Posterior
 from snapgen_pl.autoencoders.patch_pca import PatchPCA
 from snapgen_pl.conditioning.class_tokens import ClassTokens
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.image_folder import ImageFolder
-from snapgen_pl.data.source import ImageBatch, LabelBatch
+from snapgen_pl.data.source import ImageBatch, LabelBatch, LatentBatch
+from snapgen_pl.images import to_uint8
 from snapgen_pl.modules.pretrain import Pretrain, rate
 from tests import sample_run
 
@@ -140,3 +142,12 @@ def test_parts_that_do_not_fit_are_refused_with_the_remedy(images: Path, tmp_pat
     small = ImageData(ImageFolder(images), image_size=16, batch_size=8)
     with pytest.raises(ValueError, match=r"data\.image_size is 16, model\.image_size 32"):
         sample_run.trainer(tmp_path, []).fit(good, datamodule=small)
+
+
+def test_latents_are_decoded_in_the_autoencoders_own_precision(images: Path, tmp_path: Path) -> None:
+    module = attached(images, tmp_path)
+    mean_BCHW = torch.randn(3, *module.latent_shape)
+    batch = LatentBatch(Posterior(mean_BCHW.half()), torch.zeros(3, dtype=torch.int64), torch.arange(3))
+    expected = to_uint8(module.autoencoder.decode(mean_BCHW.half().float()))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(module.images_of(batch), expected)
