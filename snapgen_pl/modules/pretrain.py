@@ -232,7 +232,7 @@ class Pretrain(L.LightningModule):
         )
         noise = initial_noise(self.seed, request.position_B, self.latent_shape)
         final = self.sampler(velocity, noise, step_noise(self.seed, request.position_B, self.latent_shape))
-        return self._decoded(self.autoencoder.to_raw(final.float()))
+        return self._decoded(self.autoencoder.to(self.device).to_raw(final.float()))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the count of images as a plain integer."""
