@@ -12,7 +12,7 @@ from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.run_manifest import describe_code, describe_hardware
-from snapgen_pl.autoencoders.autoencoder import Posterior
+from snapgen_pl.autoencoders.autoencoder import Posterior, combined
 from snapgen_pl.data.encoding_data import EncodingData
 from snapgen_pl.data.latent_shards import MANIFEST, Plan, Shard, read_shard, write_manifest, write_shard
 from snapgen_pl.data.source import ImageBatch
@@ -57,7 +57,6 @@ class LatentWriter(L.Callback):
             rank_zero_info(f"{done} of {len(self._plan.shards)} shards are in {self._folder} already")
         # Nobody may write before everybody has looked.
         trainer.strategy.barrier("latent_writer")
-        self._folder.mkdir(parents=True, exist_ok=True)
         trainer.predict_loop.return_predictions = False
         rank, ranks = trainer.global_rank, trainer.world_size
         self._queue = list(data.shards[rank::ranks])
@@ -79,8 +78,8 @@ class LatentWriter(L.Callback):
         shard = self._queue[0]
         positions = self._data.positions(shard)
         if int(batch.position_B[-1]) == positions[-1]:
-            labels = self._data.images().labels[positions.start : positions.stop]
-            write_shard(self._folder, self._plan, shard, joined(self._parts), labels)
+            labels = self._data.images.labels[positions.start : positions.stop]
+            write_shard(self._folder, self._plan, shard, combined(self._parts, torch.cat), labels)
             self._parts = []
             self._queue.pop(0)
 
@@ -137,9 +136,3 @@ def missing_shards(folder: Path, plan: Plan) -> list[Shard]:
         else:
             missing.append(shard)
     return missing
-
-
-def joined(parts: list[Posterior]) -> Posterior:
-    """One posterior of several batches."""
-    stds = [part.std_BCHW for part in parts if part.std_BCHW is not None]
-    return Posterior(torch.cat([part.mean_BCHW for part in parts]), torch.cat(stds) if stds else None)

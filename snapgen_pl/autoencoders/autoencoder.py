@@ -1,7 +1,7 @@
 """The contract of autoencoders: image -> posterior over raw latents; raw latent <-> final latent; raw -> image."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +33,12 @@ class Posterior(NamedTuple):
             return mean_BCHW
         noise = rng.normal(seed, rng.Stream.POSTERIOR, position_B, tuple(mean_BCHW.shape[1:]))
         return mean_BCHW + self.std_BCHW * noise
+
+
+def combined(parts: Sequence[Posterior], combine: Callable[[list[Tensor]], Tensor]) -> Posterior:
+    """One posterior of several, all of one encoder, by ``torch.cat``, ``torch.stack`` or the like."""
+    stds = [part.std_BCHW for part in parts if part.std_BCHW is not None]
+    return Posterior(combine([part.mean_BCHW for part in parts]), combine(stds) if stds else None)
 
 
 class Autoencoder(nn.Module, ABC):

@@ -68,7 +68,13 @@ class EncodingData(L.LightningDataModule):
         batch_size: images that a process encodes at once.
         shard_size: images a shard.
         workers: processes that load images, for each encoding process; 0 loads them in the process itself.
+
+    Attributes:
+        images: all of them by position; known after setup.
+        shards: those to encode; None until the writer has said which.
     """
+
+    images: BothSplits
 
     def __init__(
         self,
@@ -102,7 +108,7 @@ class EncodingData(L.LightningDataModule):
         """
         if self._opened is None:
             self._opened = self.image_source.open()
-        self.images()
+            self.images = self._both(self._opened)
 
     @property
     def source(self) -> OpenSource:
@@ -111,17 +117,6 @@ class EncodingData(L.LightningDataModule):
             raise AttributeError("the source is opened by setup(), which has not been called yet")
         return self._opened
 
-    def images(self) -> BothSplits:
-        """All images by position.
-
-        Raises:
-            ValueError: where the source holds latents.
-        """
-        train, validation = self.source.train, self.source.validation
-        if isinstance(train, LatentSet) or isinstance(validation, LatentSet):
-            raise ValueError("data.source holds latents already; give the source of the images")
-        return BothSplits(train, validation)
-
     def positions(self, shard: Shard) -> range:
         """The positions of a shard's images."""
         first = shard.first + (len(self.source.train) if shard.split == "validation" else 0)
@@ -129,7 +124,7 @@ class EncodingData(L.LightningDataModule):
 
     def training_images(self, batch_size: int) -> Iterator[Tensor]:
         """Every training image once, in order: uint8 (B, 3, H, W)."""
-        samples = ImageSamples(self.images(), self.image_size)
+        samples = ImageSamples(self.images, self.image_size)
         count = len(self.source.train)
         for first in range(0, count, batch_size):
             indices = range(first, min(first + batch_size, count))
@@ -149,4 +144,10 @@ class EncodingData(L.LightningDataModule):
             for positions in map(self.positions, self.shards[rank::ranks])
             for first in range(0, len(positions), self.batch_size)
         ]
-        return ShardBatches(ImageSamples(self.images(), self.image_size), batches, self.workers)
+        return ShardBatches(ImageSamples(self.images, self.image_size), batches, self.workers)
+
+    @staticmethod
+    def _both(source: OpenSource) -> BothSplits:
+        if isinstance(source.train, LatentSet) or isinstance(source.validation, LatentSet):
+            raise ValueError("data.source holds latents already; give the source of the images")
+        return BothSplits(source.train, source.validation)

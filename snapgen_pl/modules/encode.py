@@ -1,12 +1,12 @@
 """Encodes images once, so that training need not: wiring only."""
 
+from functools import partial
 from typing import Literal
 
 import lightning as L
 import torch
-from torch import Tensor
 
-from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
+from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior, combined
 from snapgen_pl.data.encoding_data import EncodingData
 from snapgen_pl.data.latent_shards import Plan
 from snapgen_pl.data.source import ImageBatch
@@ -47,7 +47,7 @@ class Encode(L.LightningModule):
                 f"data.image_size {data.image_size} is not a multiple of the autoencoder's "
                 f"{self.autoencoder.downsampling}"
             )
-        make_ready(self.trainer, lambda folder: _lines(self.autoencoder.ready(folder, data.training_images(256))))
+        make_ready(self.trainer, lambda folder: [self.autoencoder.ready(folder, data.training_images(256))])
         return Plan(
             self.autoencoder.identity(),
             data.image_size,
@@ -66,22 +66,10 @@ class Encode(L.LightningModule):
             image_BCHW = from_uint8(batch.image_BCHW)
             views = [image_BCHW, image_BCHW.flip(-1)] if self.flips else [image_BCHW]
             posteriors = [autoencoder.encode(view) for view in views]
-        return Posterior(
-            torch.stack([posterior.mean_BCHW for posterior in posteriors], dim=1),
-            _stacked([posterior.std_BCHW for posterior in posteriors]),
-        )
+        return combined(posteriors, partial(torch.stack, dim=1))
 
     def _data(self) -> EncodingData:
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, EncodingData):
             raise ValueError(f"Encode needs an EncodingData as its data, not {type(data).__name__}")
         return data
-
-
-def _lines(line: str | None) -> list[str]:
-    return [line] if line else []
-
-
-def _stacked(stds: list[Tensor | None]) -> Tensor | None:
-    known = [std for std in stds if std is not None]
-    return torch.stack(known, dim=1) if known else None

@@ -1,6 +1,6 @@
 """Networks that a stage uses but does not train: autoencoders, teachers, text encoders."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -26,16 +26,16 @@ class Frozen(Generic[M]):
         return self
 
 
-def make_ready(trainer: L.Trainer, ready: Callable[[Path], list[str]]) -> None:
+def make_ready(trainer: L.Trainer, ready: Callable[[Path], Sequence[str | None]]) -> None:
     """Makes what a run uses usable on all processes; what has to be fitted or fetched is so by the first alone.
 
     Args:
         trainer: of the run.
-        ready: is given the run's folder, and returns lines for the user.
+        ready: is given the run's folder, and returns lines for the user, or None where there is nothing to say.
     """
     folder = Path(trainer.default_root_dir)
     if trainer.is_global_zero:
-        for line in ready(folder):
+        for line in filter(None, ready(folder)):
             rank_zero_info(line)
     trainer.strategy.barrier("ready")
     if not trainer.is_global_zero:

@@ -7,26 +7,15 @@ from torch import Tensor
 
 from snapgen_pl import rng
 from snapgen_pl.conditioning.class_texts import FILE, ClassTexts
-from snapgen_pl.conditioning.clip_text import CLIPText
 from snapgen_pl.conditioning.minilm import MiniLM
-from tests.conditioning.tiny_clip import POSITIONS, WIDTH, save_pipeline
+from tests.conditioning.tiny_clip import POSITIONS, WIDTH, clip_text
 
 CLASSES = ("cat", "dog", "a_cat")
 TEXTS = ["a photo of cat", "a photo of dog", "a photo of a cat"]
 
 
-@pytest.fixture
-def pipeline(tmp_path: Path) -> Path:
-    save_pipeline(tmp_path / "pipeline")
-    return tmp_path / "pipeline"
-
-
-def encoder(pipeline: Path) -> CLIPText:
-    return CLIPText(str(pipeline), "text_encoder", "tokenizer")
-
-
 def class_texts(pipeline: Path, template: str = "a photo of {name}", dropout: float = 0.1) -> ClassTexts:
-    return ClassTexts(encoder(pipeline), template, num_classes=5, dropout=dropout)
+    return ClassTexts(clip_text(pipeline), template, num_classes=5, dropout=dropout)
 
 
 def rounded(states: Tensor) -> Tensor:
@@ -42,7 +31,7 @@ def test_a_class_reads_as_its_text_and_no_class_as_the_empty_text(pipeline: Path
     assert (conditioner.tokens, conditioner.context_dim, conditioner.null_label) == (POSITIONS, WIDTH, 5)
     label_B = torch.tensor([2, 0, 5, 1])
     conditioning = conditioner(label_B)
-    expected = encoder(pipeline).encode([TEXTS[2], TEXTS[0], "", TEXTS[1]]).tokens_BSD
+    expected = clip_text(pipeline).encode([TEXTS[2], TEXTS[0], "", TEXTS[1]]).tokens_BSD
     torch.testing.assert_close(conditioning.tokens_BSD, rounded(expected), atol=1e-3, rtol=0)
     assert conditioning.tokens_BSD.dtype == torch.float32
     assert conditioning.mask_BS is None
@@ -67,7 +56,7 @@ def test_later_sessions_need_no_weights(pipeline: Path, tmp_path: Path) -> None:
     first = class_texts(pipeline)
     first.ready(tmp_path, CLASSES)
     with safe_open(tmp_path / FILE, "pt") as opened:
-        assert opened.metadata()["fingerprint"] == encoder(pipeline).fingerprint()
+        assert opened.metadata()["fingerprint"] == clip_text(pipeline).fingerprint()
     (pipeline / "text_encoder" / "model.safetensors").unlink()
     later = class_texts(pipeline)
     assert later.ready(tmp_path, CLASSES) == f"class texts: {tmp_path / FILE}"

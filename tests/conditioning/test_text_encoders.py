@@ -17,19 +17,9 @@ from transformers import BertModel, BertTokenizer, CLIPModel, CLIPTextModel, CLI
 from snapgen_pl.conditioning.clip_text import CLIPText
 from snapgen_pl.conditioning.minilm import MiniLM
 from snapgen_pl.conditioning.text_encoder import TextEncoder
-from tests.conditioning.tiny_clip import POSITIONS, WIDTH, save_pipeline, save_whole_clip
+from tests.conditioning.tiny_clip import POSITIONS, WIDTH, clip_text, save_pipeline, save_whole_clip
 
 TEXTS = ["", "a photo of cat", "a dog"]
-
-
-@pytest.fixture
-def pipeline(tmp_path: Path) -> Path:
-    save_pipeline(tmp_path / "pipeline")
-    return tmp_path / "pipeline"
-
-
-def clip_text(pipeline: Path) -> CLIPText:
-    return CLIPText(str(pipeline), "text_encoder", "tokenizer")
 
 
 def token_ids(tokenizer: Path) -> Tensor:

@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from snapgen_pl.conditioning.clip_text import CLIPText
+
 MERGES = ["a n", "an d</w>", "c a", "ca t</w>", "d o", "do g</w>", "p h", "ph o", "pho t", "phot o</w>", "o f</w>"]
 WIDTH, POSITIONS = 16, 12
 
@@ -54,3 +56,7 @@ def save_whole_clip(folder: Path) -> None:
     torch.manual_seed(1)
     CLIPModel(config).save_pretrained(folder)
     CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
+
+
+def clip_text(pipeline: Path) -> CLIPText:
+    return CLIPText(str(pipeline), "text_encoder", "tokenizer")
