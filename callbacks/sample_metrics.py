@@ -54,6 +54,7 @@ class Record:
     Attributes:
         images_seen: images trained on.
         samples: how many were drawn.
+        seconds: what drawing, decoding and measuring them took.
         labels: how their classes were chosen.
         seed: what their noise was drawn from, at positions 0 ... samples - 1.
         sampler: the module's.
@@ -67,6 +68,7 @@ class Record:
 
     images_seen: int
     samples: int
+    seconds: float
     labels: str
     seed: int
     sampler: str
@@ -180,11 +182,13 @@ class SampleMetrics(L.Callback):
                     self._images(trainer, pl_module, references), self._images(trainer, pl_module, controls)
                 )
             request = proportional(data.source.train.labels, count)
+            began = time.monotonic()
             scores = self._comparison.measure(module.sample(part) for part in _parts(request, self.batch_size, trainer))
         self._cadence.last = module.images_seen
         self._latest = Record(
             images_seen=module.images_seen,
             samples=count,
+            seconds=round(time.monotonic() - began, 1),
             labels="the training set's frequencies",
             seed=module.seed,
             sampler=repr(module.sampler),

@@ -15,10 +15,11 @@ _PASSES = 3  # forward once, backward twice the forward's work
 
 
 class Throughput(L.Callback):
-    """Logs ``train/images_seen``, ``train/images_per_second`` and, where it can be known, ``train/mfu``.
+    """Logs ``train/images_seen``, ``train/images_per_second``, ``train/seconds`` and, if knowable, ``train/mfu``.
 
-    Speed is that of all ranks together, between two logged steps (``log_every_n_steps``); time spent in validation, and
-    in whatever samples images there, is not counted. MFU is 6 x multiply-adds an image x images a second over the dense
+    Speed is that of all ranks together, between two logged steps (``log_every_n_steps``); seconds are those of the
+    whole run, over its sessions, without what a killed one repeats. Time spent in validation, and in whatever samples
+    images there, is not counted. MFU is 6 x multiply-adds an image x images a second over the dense
     bf16 peak of all devices. The module tells its multiply-adds in ``macs_per_image`` (forward; None: unknown).
 
     Args:
@@ -32,13 +33,23 @@ class Throughput(L.Callback):
         self._peak: float | None = None
         self._images = 0
         self._since = 0.0
+        self._seconds = 0.0
+        self._last_step = 0.0
         self._pause_began = 0.0
         self._watch = StepWatch()
+
+    def state_dict(self) -> dict[str, float]:
+        """The seconds trained so far."""
+        return {"seconds": self._seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Takes up the count of seconds."""
+        self._seconds = state_dict["seconds"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Looks up the peak; says so where MFU cannot be told."""
         self._images = int(pl_module.images_seen)  # type: ignore[arg-type]
-        self._since = time.perf_counter()
+        self._since = self._last_step = time.perf_counter()
         self._watch.start(trainer)
         self._peak = self.peak_flops or get_available_flops(trainer.strategy.root_device, torch.bfloat16)
         if self._peak is None:
@@ -55,12 +66,16 @@ class Throughput(L.Callback):
         batch_idx: int,
     ) -> None:
         """Logs at the steps that are logged, once the optimizer stepped."""
+        now = time.perf_counter()
+        self._seconds += now - self._last_step
+        self._last_step = now
         if not (self._watch.new_steps(trainer) and trainer._logger_connector.should_update_logs):
             return
-        images, now = int(pl_module.images_seen), time.perf_counter()  # type: ignore[arg-type]
+        images = int(pl_module.images_seen)  # type: ignore[arg-type]
         speed = (images - self._images) / (now - self._since)
         self._images, self._since = images, now
         pl_module.log("train/images_seen", float(images))
+        pl_module.log("train/seconds", self._seconds)
         pl_module.log("train/images_per_second", speed, prog_bar=True)
         macs = _macs(pl_module)
         if self._peak is not None and macs is not None:
@@ -73,7 +88,9 @@ class Throughput(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock again."""
-        self._since += time.perf_counter() - self._pause_began
+        pause = time.perf_counter() - self._pause_began
+        self._since += pause
+        self._last_step += pause
 
 
 def _macs(pl_module: L.LightningModule) -> int | None:

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from snapgen_pl.flow.path import path_deviation, velocity_from_residual
-from snapgen_pl.flow.timesteps import check_positive
 from snapgen_pl.models.attention import ContextProjection
 from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
 from snapgen_pl.models.layers import (
@@ -106,10 +104,6 @@ class UNet(Denoiser):
         kv_heads: key/value heads; 1 is multi-query (paper, step f), None gives every query head its own.
         qk_norm: RMS-normalises queries and keys (paper, step f).
         rope: 2-D rotary positions in self-attention (paper, step f).
-        sigma_data: None has the last layer say the velocity. A number has it say the residual that the best linear
-            guess leaves for data of this standard deviation (``flow.path.velocity_from_residual``), from latents scaled
-            to unit variance at every time. A small network then need not spend its width on carrying its input through.
-            Images of few busy patches among many flat ones learn best with less than their latents' own deviation of 1.
         activation_checkpointing: recomputes blocks in the backward pass, for less memory and about a third more time.
 
     Raises:
@@ -130,16 +124,12 @@ class UNet(Denoiser):
         kv_heads: int | None = 1,
         qk_norm: bool = True,
         rope: bool = True,
-        sigma_data: float | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         stages = list(REFERENCE) if stages is None else stages
         _check(stages, head_dim, kv_heads)
-        if sigma_data is not None:
-            check_positive("sigma_data", sigma_data)
         self.in_channels, self.context_dim = in_channels, context_dim
-        self.sigma_data = sigma_data
         self.activation_checkpointing = activation_checkpointing
         names = [f"down.{i}" for i in range(len(stages))], [f"up.{i}" for i in reversed(range(len(stages)))]
         self.feature_names = (*names[0], "middle", *names[1])
@@ -234,8 +224,7 @@ class UNet(Denoiser):
         run = self._checkpointed if self.activation_checkpointing and torch.is_grad_enabled() else _run
         taps: dict[str, Tensor] = {}
 
-        scaled_BCHW = x_BCHW if self.sigma_data is None else x_BCHW / path_deviation(t_B, self.sigma_data)
-        x = self.conv_in(scaled_BCHW.contiguous(memory_format=torch.channels_last))
+        x = self.conv_in(x_BCHW.contiguous(memory_format=torch.channels_last))
         skips = [x]
         for i, blocks in enumerate(cast(Levels, self.down)):
             for block in blocks:
@@ -255,8 +244,6 @@ class UNet(Denoiser):
             if i < len(self.upsample):
                 x = self.upsample[i](x)
         velocity = self.conv_out(F.silu(self.norm_out(x)))
-        if self.sigma_data is not None:
-            velocity = velocity_from_residual(x_BCHW, velocity, t_B, self.sigma_data)
         return DenoiserOutput(velocity, tuple(taps[name] for name in features))
 
     @staticmethod

@@ -27,6 +27,7 @@ from snapgen_pl.images import from_uint8, to_uint8
 from snapgen_pl.metrics.binned_mean import BinnedMean
 from snapgen_pl.models.count import count
 from snapgen_pl.models.denoiser import Conditioning, Denoiser
+from snapgen_pl.models.preconditioned import Preconditioned
 from snapgen_pl.modules.frozen import Frozen, make_ready
 from snapgen_pl.rng import Stream
 
@@ -54,6 +55,7 @@ class Pretrain(L.LightningModule):
         conditioner: from labels to context tokens.
         autoencoder: frozen, kept out of checkpoints.
         image_size: side of the square images, in pixels; the data's image_size.
+        sigma_data: wraps the denoiser in :class:`~snapgen_pl.models.preconditioned.Preconditioned`; None leaves it.
         timesteps: density of training times.
         optimizer: built over the parameters of denoiser and conditioner.
         warmup_images: the learning rate rises linearly over so many images.
@@ -73,6 +75,7 @@ class Pretrain(L.LightningModule):
         conditioner: Conditioner,
         autoencoder: Autoencoder,
         image_size: int = 256,
+        sigma_data: float | None = None,
         timesteps: TimestepDensity = LogitNormal(),  # noqa: B008 (frozen)
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = lambda parameters: AdamW(
             parameters, lr=1e-4, weight_decay=0.0
@@ -86,7 +89,8 @@ class Pretrain(L.LightningModule):
     ) -> None:
         super().__init__()
         _check_fit(denoiser, conditioner, autoencoder, image_size)
-        self.denoiser, self.conditioner = denoiser, conditioner
+        self.denoiser = denoiser if sigma_data is None else Preconditioned(denoiser, sigma_data)
+        self.conditioner = conditioner
         self._autoencoder = Frozen(autoencoder)
         self.image_size, self.timesteps = image_size, timesteps
         self.sampler, self.guidance = sampler, guidance

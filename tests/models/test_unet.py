@@ -40,22 +40,6 @@ def test_the_reference_counts_what_was_published() -> None:
         assert parameters(UNet(in_channels=16, context_dim=2048)) == pytest.approx(378.33e6, abs=0.01e6)
 
 
-def test_it_may_predict_the_residual_of_a_linear_guess_instead() -> None:
-    velocity_net, residual_net = small_unet(), small_unet(sigma_data=0.5)
-    residual_net.load_state_dict(velocity_net.state_dict())
-    x, _, conditioning = inputs()
-    t = torch.tensor([0.0, 0.6])
-    scale = torch.tensor([0.5, 0.4**0.5])[:, None, None, None]  # sqrt(0.5^2), sqrt(0.2^2 + 0.6^2)
-    said = velocity_net(x / scale, t, conditioning).velocity_BCHW
-    expected = torch.stack((-x[0] + said[0], 0.5 * x[1] / 0.4 + 0.5 * said[1] / 0.4**0.5))
-    torch.testing.assert_close(residual_net(x, t, conditioning).velocity_BCHW, expected)
-
-
-def test_a_residual_of_data_without_deviation_is_refused() -> None:
-    with pytest.raises(ValueError, match="sigma_data"):
-        small_unet(sigma_data=0.0)
-
-
 def test_it_starts_by_predicting_zero() -> None:
     net = UNet(stages=SMALL, middle_layers=1, context_dim=24, head_dim=32)
     assert torch.equal(net(*inputs()).velocity_BCHW, torch.zeros(2, 4, 8, 8))

@@ -1,0 +1,53 @@
+"""A denoiser that says only what the best linear guess leaves open."""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from snapgen_pl.flow.path import path_deviation, velocity_from_residual
+from snapgen_pl.flow.timesteps import check_positive
+from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
+
+
+class Preconditioned(Denoiser):
+    """Any denoiser behind EDM's preconditioning on the straight path (``flow.path.velocity_from_residual``).
+
+    The network sees latents scaled to unit variance at every time and predicts a residual of unit variance. A small one
+    then need not spend its width on carrying its input through. Images of few busy patches among many flat ones learn
+    best with less than their latents' own deviation of 1.
+
+    Args:
+        denoiser: the network.
+        sigma_data: standard deviation of the data that the linear guess is made for.
+
+    Raises:
+        ValueError: unless ``sigma_data`` is a finite number above 0.
+    """
+
+    def __init__(self, denoiser: Denoiser, sigma_data: float) -> None:
+        super().__init__()
+        check_positive("sigma_data", sigma_data)
+        self.denoiser, self.sigma_data = denoiser, sigma_data
+        self.in_channels, self.context_dim = denoiser.in_channels, denoiser.context_dim
+        self.feature_names = denoiser.feature_names
+
+    def units(self) -> Iterator[nn.Module]:
+        """The network's."""
+        return self.denoiser.units()
+
+    def prepare(self, conditioning: Conditioning) -> PreparedConditioning:
+        """The network's."""
+        return self.denoiser.prepare(conditioning)
+
+    def forward(
+        self,
+        x_BCHW: Tensor,
+        t_B: Tensor,
+        conditioning: Conditioning | PreparedConditioning,
+        features: tuple[str, ...] = (),
+    ) -> DenoiserOutput:
+        """Predicts noise - data; ``features`` are the network's."""
+        scaled_BCHW = x_BCHW / path_deviation(t_B, self.sigma_data)
+        output: DenoiserOutput = self.denoiser(scaled_BCHW, t_B, conditioning, features)
+        velocity_BCHW = velocity_from_residual(x_BCHW, output.velocity_BCHW, t_B, self.sigma_data)
+        return output._replace(velocity_BCHW=velocity_BCHW)
