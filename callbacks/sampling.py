@@ -11,9 +11,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from callbacks.ema import EMA, ema_weights
+from snapgen_pl.autoencoders.autoencoder import Autoencoder
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.loader import Sample
 from snapgen_pl.data.source import Batch, LabelBatch
+from snapgen_pl.flow.guidance import Guidance
+from snapgen_pl.flow.samplers import Sampler
 
 
 @runtime_checkable
@@ -23,16 +26,23 @@ class DrawsImages(Protocol):
     Attributes:
         images_seen: images trained on, over all processes.
         seed: what noise is drawn from, besides a sample's position.
-        sampler: its ``repr`` goes into records.
+        sampler: what draws, unless told otherwise; its ``repr`` goes into records.
         guidance: likewise.
+        image_size: side of the images, in pixels.
     """
 
     images_seen: int
     seed: int
-    sampler: object
-    guidance: object
+    sampler: Sampler
+    guidance: Guidance
+    image_size: int
 
-    def sample(self, request: LabelBatch) -> Tensor:
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """What decodes the samples; ready."""
+        ...
+
+    def sample(self, request: LabelBatch, sampler: Sampler | None = None, guidance: Guidance | None = None) -> Tensor:
         """uint8 (B, 3, H, W), from the weights as they are."""
         ...
 
@@ -50,7 +60,7 @@ def drawing_module(module: L.LightningModule) -> DrawsImages:
     if not isinstance(module, DrawsImages):
         raise ValueError(
             f"{type(module).__name__} draws no images: it lacks one of sample, images_of, images_seen, seed, sampler, "
-            "guidance; remove the callbacks that need samples, or give it these"
+            "guidance, image_size, autoencoder; remove the callbacks that need samples, or give it these"
         )
     return module
 

@@ -18,7 +18,7 @@ from snapgen_pl.conditioning.class_tokens import ClassTokens
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.image_folder import ImageFolder
 from snapgen_pl.flow.samplers import Euler
-from snapgen_pl.metrics.kernel_distance import KernelDistance
+from snapgen_pl.metrics.effnet_distances import EffNetDistances
 from snapgen_pl.models.unet import Block, Stage, UNet
 from snapgen_pl.modules.pretrain import Pretrain
 from snapgen_pl.png import to_pil, write_png
@@ -54,7 +54,7 @@ def module(**options: Any) -> Pretrain:
 
 def metrics(**options: Any) -> SampleMetrics:
     counts = {"samples": 20, "test_samples": 24, "batch_size": 8, "control_images": 20}
-    return SampleMetrics([KernelDistance(subsets=5, subset_size=16)], **(counts | options))
+    return SampleMetrics([EffNetDistances(subsets=5, subset_size=16)], **(counts | options))
 
 
 def trainer(folder: Path, callbacks: list[L.Callback], steps: int = 2, **options: Any) -> L.Trainer:
@@ -75,9 +75,9 @@ def trainer(folder: Path, callbacks: list[L.Callback], steps: int = 2, **options
 
 
 def main() -> None:
-    """Trains, or predicts, on two processes."""
+    """Trains, tests or predicts on two processes."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("verb", choices=["fit", "predict"])
+    parser.add_argument("verb", choices=["fit", "test", "predict"])
     parser.add_argument("images", type=Path)
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
@@ -85,6 +85,8 @@ def main() -> None:
     if arguments.verb == "fit":
         callbacks: list[L.Callback] = [metrics(samples=21), SampleGrid(every_n_images=1000)]
         trainer(arguments.folder, callbacks, **ddp).fit(module(), data(arguments.images))
+    elif arguments.verb == "test":
+        trainer(arguments.folder, [metrics(keep="npz")], **ddp).test(module(), data(arguments.images))
     else:
         trainer(arguments.folder, [ImageWriter()], **ddp).predict(module(), data(arguments.images, samples=11))
 

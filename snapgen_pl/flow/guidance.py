@@ -99,6 +99,7 @@ def concatenate(first: PreparedConditioning, second: PreparedConditioning) -> Pr
         values=tuple(_cat(a, b) for a, b in zip(first.values, second.values, strict=True)),
         mask_BS=_cat_optional(first_mask_BS, second_mask_BS),
         embedding_BE=_cat_optional(first.embedding_BE, second.embedding_BE),
+        tokens_BSE=_cat_optional(first.tokens_BSE, second.tokens_BSE),
     )
 
 

@@ -1,38 +1,36 @@
-"""Several metrics over one reference set, with the controls that their values are read against."""
-
-from collections.abc import Iterable
+"""Several metrics over the same images, with the controls that their values are read against."""
 
 import torch
 from torch import Tensor
 
-from snapgen_pl.metrics.controls import CONTROLS
-from snapgen_pl.metrics.sample_metric import SampleMetric, Score
+from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, SampleMetric, Score
 
 
 class Comparison:
     """Feeds the same images to every metric.
 
     Args:
-        metrics: what to measure; names must differ.
-
-    Attributes:
-        controls: by metric and control, once :meth:`set_references` ran with control images.
+        metrics: what to measure; no two may use one network.
     """
 
     def __init__(self, metrics: list[SampleMetric]) -> None:
-        names = [metric.name for metric in metrics]
+        names = [metric.network for metric in metrics]
         if not metrics or len(set(names)) < len(names):
-            raise ValueError(f"metrics are {names}; give at least one, each once")
+            raise ValueError(f"metrics take the features of {names}; give at least one, each once")
         self.metrics = metrics
-        self.controls: dict[str, dict[str, Score]] = {name: {} for name in names}
-        self.has_references = False
+        self.has_references = not self.needs_references
+
+    @property
+    def needs_references(self) -> bool:
+        """Whether a metric's reference is to be made of training images."""
+        return not all(metric.brings_reference for metric in self.metrics)
 
     def check_count(self, what: str, count: int) -> None:
         """Raises ValueError where ``count`` images, called ``what`` in configs, are too few for a metric."""
         for metric in self.metrics:
             if count < metric.least_images:
                 raise ValueError(
-                    f"{what} is {count}, too few for {metric.name}, which takes {metric.least_images} or more; "
+                    f"{what} is {count}, too few for {metric.network}, which takes {metric.least_images} or more; "
                     f"raise {what} or let the metric take fewer"
                 )
 
@@ -41,28 +39,21 @@ class Comparison:
         for metric in self.metrics:
             metric.prepare(device)
 
-    def set_references(self, references: Iterable[Tensor], controls: Iterable[Tensor]) -> None:
-        """Takes the reference set, and measures the controls against it.
+    def protocol(self) -> Facts:
+        """What values depend on besides the images, by network."""
+        return {metric.network: metric.protocol() for metric in self.metrics}
 
-        Args:
-            references: batches of uint8 images (B, 3, H, W), this process's part.
-            controls: likewise, of images that are not references; nothing is measured where there are none.
-        """
-        for batch in references:
-            for metric in self.metrics:
-                metric.add_reference(batch)
-        self.has_references = True
-        batches = list(controls)
-        for control in CONTROLS if batches else ():
-            for name, score in self.measure(control.degrade(batch) for batch in batches).items():
-                self.controls[name][control.name] = score
+    def features(self, image_BCHW: Tensor) -> dict[str, Tensor]:
+        """All networks' features of uint8 images (B, 3, H, W)."""
+        return {name: value for metric in self.metrics for name, value in metric.features(image_BCHW).items()}
 
-    def measure(self, batches: Iterable[Tensor]) -> dict[str, Score]:
-        """The distances of a set of images, given as :meth:`set_references` takes them, by metric."""
-        for batch in batches:
-            for metric in self.metrics:
-                metric.add(batch)
-        scores = {metric.name: metric.compute() for metric in self.metrics}
+    def set_references(self, features: FeatureSet) -> None:
+        """Gives the reference set to the metrics that bring none."""
         for metric in self.metrics:
-            metric.clear()
-        return scores
+            if not metric.brings_reference:
+                metric.set_reference(features)
+        self.has_references = True
+
+    def measure(self, features: FeatureSet) -> dict[str, Score]:
+        """The values of a set of images."""
+        return {name: score for metric in self.metrics for name, score in metric.measure(features).items()}

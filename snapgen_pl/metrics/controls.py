@@ -33,8 +33,9 @@ def unchanged(image_BCHW: Tensor) -> Tensor:
     return image_BCHW
 
 
+REAL = Control("real", unchanged)
 CONTROLS = (
-    Control("real", unchanged),
+    REAL,
     Control("16px", partial(reduced, side=16)),
     Control("8px", partial(reduced, side=8)),
 )

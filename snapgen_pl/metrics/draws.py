@@ -1,11 +1,33 @@
 """Which images a measurement takes: of the training set, and of the model. The same in every run on the same data."""
 
+from typing import Literal, TypeAlias
+
 import torch
 from torch import Tensor
 
+from snapgen_pl import rng
 from snapgen_pl.data.source import LabelBatch
 
+LabelPolicy: TypeAlias = Literal["frequencies", "uniform"]
+
 _SEED = 0  # not the run's: measurements compare across runs
+
+
+def requests(policy: LabelPolicy, labels: Tensor, classes: int, count: int) -> LabelBatch:
+    """A request for samples.
+
+    Args:
+        policy: ``frequencies`` as in training (see :func:`proportional`), or ``uniform``: drawn at random, each class
+            as likely, which is the protocol of ImageNet (section 8).
+        labels: int64 (N,), the training images' classes.
+        classes: how many classes there are.
+        count: how many samples to ask for.
+    """
+    if policy == "frequencies":
+        return proportional(labels, count)
+    position_B = torch.arange(count)
+    drawn = rng.uniform(_SEED, rng.Stream.LABEL, position_B)
+    return LabelBatch((drawn * classes).long(), position_B)
 
 
 def proportional(labels: Tensor, count: int) -> LabelBatch:
@@ -37,11 +59,6 @@ def disjoint(total: int, sizes: tuple[int, ...]) -> tuple[list[int], ...]:
     order = _permutation(total)
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return tuple(sorted(order[start : start + size].tolist()) for start, size in zip(starts, sizes, strict=True))
-
-
-def share(count: int, rank: int, ranks: int) -> range:
-    """A rank's part of range(count): contiguous, so that gathering in the order of ranks restores the order."""
-    return range(count * rank // ranks, count * (rank + 1) // ranks)
 
 
 def _permutation(count: int) -> Tensor:

@@ -1,44 +1,65 @@
-"""The contract of metrics that compare drawn images with training images."""
+"""The contract of metrics that compare drawn images with reference images."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+
+Facts: TypeAlias = Mapping[str, "bool | int | float | str | Facts | None"]
 
 
 class Score(NamedTuple):
     """One value of a metric.
 
     Attributes:
-        value: lower is better.
-        spread: the standard deviation over the subsets that ``value`` is the mean of; None where there are none.
+        value: of the set of images.
+        spread: the standard deviation over the parts that ``value`` is the mean of; None where there are none.
     """
 
     value: float
     spread: float | None = None
 
 
-class SampleMetric(ABC):
-    """A distance between two sets of images, interchangeable by ``class_path``.
+class FeatureSet(Protocol):
+    """The features of a set of images, in the images' order."""
 
-    The reference set is given once and kept; sets to compare with it come and go. Under several processes each gives
-    its own images, in the order of ranks, and :meth:`compute` gathers them.
+    @property
+    def count(self) -> int:
+        """How many images."""
+        ...
+
+    def read(self, name: str) -> Iterator[Tensor]:
+        """One kind of features, chunk by chunk: fp32 (B, D) on the CPU."""
+        ...
+
+
+class SampleMetric(ABC):
+    """The distances that are made of one network's features, interchangeable by ``class_path``.
+
+    Features are taken of images in any order and on any number of processes; one process compares them. The reference
+    set is given once and kept.
     """
 
     @property
     @abstractmethod
-    def name(self) -> str:
-        """Its name in logs; another protocol whose values do not compare has another name."""
+    def network(self) -> str:
+        """A name of the features, in files and logs; other features have another name."""
 
     @property
     @abstractmethod
     def least_images(self) -> int:
-        """How many images, over all processes, each of the two sets must hold."""
+        """How many images each of the two sets must hold."""
+
+    @property
+    def brings_reference(self) -> bool:
+        """Whether the reference comes with the metric; otherwise it is made of training images."""
+        return False
 
     @abstractmethod
-    def protocol(self) -> dict[str, int | float | str]:
-        """What a value depends on besides the images, for the record."""
+    def protocol(self) -> Facts:
+        """What the values depend on besides the images, for the record; what it loads is known once prepared."""
 
     @abstractmethod
     def prepare(self, device: torch.device) -> None:
@@ -49,21 +70,24 @@ class SampleMetric(ABC):
         """
 
     @abstractmethod
-    def add_reference(self, image_BCHW: Tensor) -> None:
-        """Adds uint8 images to the reference set."""
+    def features(self, image_BCHW: Tensor) -> dict[str, Tensor]:
+        """What the network says of uint8 images (B, 3, H, W), by kind: fp32 (B, D)."""
 
     @abstractmethod
-    def add(self, image_BCHW: Tensor) -> None:
-        """Adds uint8 images to the set that is compared with the reference."""
+    def set_reference(self, features: FeatureSet) -> None:
+        """Takes the reference set, where the metric does not bring one."""
 
     @abstractmethod
-    def compute(self) -> Score:
-        """The distance, the same on every process; global random state is left as it was.
+    def measure(self, features: FeatureSet) -> dict[str, Score]:
+        """The values of a set, by name; another protocol whose values do not compare has other names.
+
+        Global random state is left as it was.
 
         Raises:
             ValueError: if either set is smaller than ``least_images``.
         """
 
-    @abstractmethod
-    def clear(self) -> None:
-        """Forgets the compared set and keeps the reference."""
+
+def numbered(name: str, count: int) -> str:
+    """The name of a value that depends on how many images were drawn, such as ``fid@5000``."""
+    return f"{name}@{count}"

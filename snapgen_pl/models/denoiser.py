@@ -33,12 +33,14 @@ class PreparedConditioning(NamedTuple):
         values: like ``keys``.
         mask_BS: as in :class:`Conditioning`.
         embedding_BE: what is added to the time embedding; None where the network takes no pooled vector.
+        tokens_BSE: context tokens as the network takes them in; None where it takes keys and values.
     """
 
     keys: tuple[Tensor, ...] = ()
     values: tuple[Tensor, ...] = ()
     mask_BS: Tensor | None = None
     embedding_BE: Tensor | None = None
+    tokens_BSE: Tensor | None = None
 
 
 class DenoiserOutput(NamedTuple):

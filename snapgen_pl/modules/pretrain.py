@@ -218,11 +218,13 @@ class Pretrain(L.LightningModule):
         return self.sample(batch)
 
     @torch.no_grad()
-    def sample(self, request: LabelBatch) -> Tensor:
+    def sample(self, request: LabelBatch, sampler: Sampler | None = None, guidance: Guidance | None = None) -> Tensor:
         """Draws images from the weights as they are.
 
         Args:
             request: labels, and the positions that noise is drawn from: the same request gives the same images.
+            sampler: in place of the module's.
+            guidance: in place of the module's.
 
         Returns:
             uint8 (B, 3, image_size, image_size).
@@ -232,10 +234,11 @@ class Pretrain(L.LightningModule):
             self.denoiser,
             self.conditioner(request.label_B),
             self.conditioner.unconditional(request.label_B),
-            self.guidance,
+            guidance or self.guidance,
         )
         noise = initial_noise(self.seed, request.position_B, self.latent_shape)
-        final = self.sampler(velocity, noise, step_noise(self.seed, request.position_B, self.latent_shape))
+        draw = sampler or self.sampler
+        final = draw(velocity, noise, step_noise(self.seed, request.position_B, self.latent_shape))
         return self._decoded(self.autoencoder.to(self.device).to_raw(final.float()))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

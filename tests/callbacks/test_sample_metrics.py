@@ -1,7 +1,6 @@
 import contextlib
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import pytest
@@ -10,9 +9,17 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks.sample_metrics import Record, SampleMetrics
+from callbacks.sample_metrics import SampleMetrics
 from callbacks.sampling import drawing
-from snapgen_pl.metrics.kernel_distance import KernelDistance
+from snapgen_pl.data.source import LabelBatch
+from snapgen_pl.flow.guidance import Guidance
+from snapgen_pl.flow.samplers import Euler, Sampler
+from snapgen_pl.metrics.draws import requests
+from snapgen_pl.metrics.effnet_distances import EffNetDistances
+from snapgen_pl.metrics.feature_store import FeatureStore
+from snapgen_pl.metrics.fid_report import FIDReport, check_comparable, read_report
+from snapgen_pl.metrics.image_sets import open_images
+from snapgen_pl.modules.pretrain import Pretrain
 from tests import sample_run
 
 
@@ -21,9 +28,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return sample_run.image_folder(tmp_path_factory.mktemp("images"))
 
 
-def record(folder: Path, name: str = "metrics.json") -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
-    return content
+def reports(folder: Path) -> list[FIDReport]:
+    return [read_report(path) for path in sorted((folder / "reports").glob("*.json"))]
 
 
 def test_a_run_ends_with_a_record_of_the_value_its_controls_and_its_protocol(tmp_path: Path, images: Path) -> None:
@@ -31,20 +37,20 @@ def test_a_run_ends_with_a_record_of_the_value_its_controls_and_its_protocol(tmp
     trainer = sample_run.trainer(tmp_path / "run", [sample_run.metrics()], logger=logger, limit_val_batches=0)
     trainer.fit(sample_run.module(), sample_run.data(images))
 
-    found = record(tmp_path / "run")
-    assert found["images_seen"] == 16
-    assert (found["samples"], found["references"], found["control_images"]) == (20, 44, 20)
-    assert found["sampler"] == "Euler(steps=2, shift=1.0)"
-    assert found["weights"].startswith("EMA, half-life 20 images")
-    kid = found["metrics"]["kid_effnet"]
-    assert kid["protocol"]["subset_size"] == 16
-    assert kid["score"]["value"] > kid["controls"]["real"]["value"]
-    assert list(kid["controls"]) == ["real", "16px", "8px"]
+    found = read_report(tmp_path / "run" / "metrics.json")
+    kid = found.values["kid_effnet"].value
+    assert found.weights["images_seen"] == 16
+    assert str(found.weights["which"]).startswith("EMA, half-life 20 images")
+    assert [found.measurement[key] for key in ("samples", "references", "control_images")] == [20, 44, 20]
+    assert found.drawing["sampler"] == "Euler(steps=2, shift=1.0)"
+    assert found.measurement["metrics"]["effnet"]["subset_size"] == 16  # type: ignore[index]
+    assert kid > found.controls["real"]["kid_effnet"].value
+    assert list(found.controls) == ["real", "16px", "8px"]
 
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     logged = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"] if tag.startswith("kid_effnet")}
     assert set(logged) == {"kid_effnet", "kid_effnet/real", "kid_effnet/16px", "kid_effnet/8px"}
-    assert [(event.step, event.value) for event in logged["kid_effnet"]] == [(2, pytest.approx(kid["score"]["value"]))]
+    assert [(event.step, event.value) for event in logged["kid_effnet"]] == [(2, pytest.approx(kid))]
 
 
 def test_measuring_changes_nothing_about_training(tmp_path: Path, images: Path) -> None:
@@ -85,10 +91,90 @@ def test_the_same_weights_give_the_same_value(tmp_path: Path, images: Path) -> N
         torch.manual_seed(len(values))
         trainer = sample_run.trainer(tmp_path / name, [sample_run.metrics()])
         trainer.test(sample_run.module(), sample_run.data(images), verbose=False)
-        values.append(record(tmp_path / name, "metrics-test.json")["metrics"])
+        (report,) = reports(tmp_path / name)
+        values.append((report.values, report.controls, report.weights))
+        assert report.measurement["samples"] == 24
         assert "kid_effnet" in trainer.callback_metrics
     assert values[0] == values[1]
-    assert record(tmp_path / "a", "metrics-test.json")["samples"] == 24
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str, float]]:
+    """Position, sampler and guidance of every sample that is drawn from now on."""
+    seen: list[tuple[int, str, float]] = []
+    draw = Pretrain.sample
+
+    def sample(self: Pretrain, request: LabelBatch, sampler: Sampler, guidance: Guidance) -> torch.Tensor:
+        seen.extend((position, repr(sampler), guidance.scale) for position in request.position_B.tolist())
+        return draw(self, request, sampler, guidance)
+
+    monkeypatch.setattr(Pretrain, "sample", sample)
+    return seen
+
+
+def test_a_killed_test_goes_on_where_it_was_and_what_was_measured_is_not_drawn_again(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"samplers": [Euler(2), Euler(3)], "guidances": [Guidance(), Guidance(2.0)]}
+
+    def test() -> None:
+        trainer = sample_run.trainer(tmp_path, [sample_run.metrics(**options)])
+        trainer.test(sample_run.module(), sample_run.data(images), verbose=False)
+
+    class KilledError(Exception):
+        pass
+
+    seen = drawn(monkeypatch)
+    write = FeatureStore.write
+
+    def killed(self: FeatureStore, positions: range, features: dict[str, torch.Tensor]) -> None:
+        if len(seen) == 24 + 16:  # in the second chunk of the second of four draws
+            raise KilledError
+        write(self, positions, features)
+
+    with monkeypatch.context() as patched, pytest.raises(KilledError):
+        patched.setattr(FeatureStore, "write", killed)
+        test()
+    assert len(reports(tmp_path)) == 1
+    first = list(seen)
+    test()
+    assert len(reports(tmp_path)) == 4
+    again = seen[len(first) :]
+    assert len(set(first) & set(again)) == 8, "the chunk that was being written, and no other"
+    assert len(set(seen)) == 4 * 24
+    test()
+    assert len(seen) == len(first) + len(again)
+
+    straight = sample_run.trainer(tmp_path / "straight", [sample_run.metrics(**options)])
+    straight.test(sample_run.module(), sample_run.data(images), verbose=False)
+    for resumed, expected in zip(reports(tmp_path), reports(tmp_path / "straight"), strict=True):
+        assert (resumed.values, resumed.drawing) == (expected.values, expected.drawing)
+
+
+def test_samplers_and_guidances_are_compared_on_the_same_noise_and_labels(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = drawn(monkeypatch)
+    options: dict[str, Any] = {"guidances": [Guidance(), Guidance(3.0, (0.5, 1.0))]}
+    trainer = sample_run.trainer(tmp_path, [sample_run.metrics(**options)])
+    trainer.test(sample_run.module(), sample_run.data(images), verbose=False)
+    assert [position for position, _, scale in seen if scale == 1] == list(range(24))
+    assert [position for position, _, scale in seen if scale == 3] == list(range(24))
+    check_comparable({str(report.drawing["guidance"]): report for report in reports(tmp_path)})
+
+
+@pytest.mark.parametrize("keep", ["png", "npz"])
+def test_images_are_kept_as_they_were_measured(tmp_path: Path, images: Path, keep: Literal["png", "npz"]) -> None:
+    trainer = sample_run.trainer(tmp_path, [sample_run.metrics(keep=keep)])
+    module = sample_run.module()
+    trainer.test(module, sample_run.data(images), verbose=False)
+    (path,) = (tmp_path / "samples").iterdir()
+    kept = torch.cat(list(open_images(path).batches(24)))
+    data = sample_run.data(images)
+    data.setup("test")
+    request = requests("frequencies", data.source.train.labels, 3, 24)
+    parts = zip(request.label_B.split(8), request.position_B.split(8), strict=True)
+    # The module of a test run keeps its weights; EMA of a module that was never trained is the module.
+    assert torch.equal(kept, torch.cat([module.sample(LabelBatch(*part)) for part in parts]))
 
 
 def test_a_run_that_is_stopped_early_is_not_measured(tmp_path: Path, images: Path) -> None:
@@ -105,7 +191,7 @@ def test_a_run_that_is_stopped_early_is_not_measured(tmp_path: Path, images: Pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"samples": 15}, "samples is 15, too few for kid_effnet, which takes 16 or more"),
+        ({"samples": 15}, "samples is 15, too few for effnet, which takes 16 or more"),
         ({"control_images": 15}, "control_images is 15"),
         ({"control_images": 50}, r"references \(training images less control_images\) is 14"),
         ({"references": 3}, r"references \(training images less control_images\) is 3"),
@@ -122,7 +208,7 @@ def test_too_few_images_are_refused_before_training(
 
 def test_a_metric_given_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="each once"):
-        SampleMetrics([KernelDistance(), KernelDistance(subsets=3)])
+        SampleMetrics([EffNetDistances(), KernelDistance(subsets=3)])
 
 
 def test_a_module_that_draws_nothing_is_refused(tmp_path: Path, images: Path) -> None:
@@ -142,10 +228,3 @@ def test_drawing_puts_modes_back_part_by_part_even_after_an_error(tmp_path: Path
         raise RuntimeError
     assert module.denoiser.training
     assert not module.conditioner.training
-
-
-def test_the_record_names_every_field_of_its_class(tmp_path: Path, images: Path) -> None:
-    sample_run.trainer(tmp_path, [sample_run.metrics()], limit_val_batches=0).fit(
-        sample_run.module(), sample_run.data(images)
-    )
-    assert set(record(tmp_path)) == set(Record.__dataclass_fields__)

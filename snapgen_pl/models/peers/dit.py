@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from snapgen_pl.models.attention import attend
 from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
 from snapgen_pl.models.layers import TimeEmbedding, zero
+from snapgen_pl.models.peers.patches import to_grid, unpatch
 
 _POSITION_BASE = 10_000.0
 _NORM_EPS = 1e-6
@@ -124,7 +125,7 @@ class DiT(Denoiser):
         self.in_channels, self.context_dim = in_channels, context_dim
         self.feature_names = tuple(f"block.{i}" for i in range(depth))
         self.hidden, self.patch = hidden, patch
-        self.out_channels = 2 * in_channels if learn_sigma else in_channels
+        out_channels = 2 * in_channels if learn_sigma else in_channels
 
         self.embed = nn.Conv2d(in_channels, hidden, patch, stride=patch)
         self.time = TimeEmbedding(256, hidden)
@@ -132,7 +133,7 @@ class DiT(Denoiser):
         self.blocks = nn.ModuleList(DiTBlock(hidden, heads, mlp_ratio) for _ in range(depth))
         self.norm_out = nn.LayerNorm(hidden, eps=_NORM_EPS, elementwise_affine=False)
         self.modulation_out = nn.Linear(hidden, 2 * hidden)
-        self.out = nn.Linear(hidden, patch * patch * self.out_channels)
+        self.out = nn.Linear(hidden, patch * patch * out_channels)
         self._initialise()
 
     def prepare(self, conditioning: Conditioning) -> PreparedConditioning:
@@ -177,10 +178,10 @@ class DiT(Denoiser):
         for name, block in zip(self.feature_names, self.blocks, strict=True):
             x = block(x, condition_BE)
             if name in features:
-                taps[name] = x.transpose(1, 2).unflatten(2, (height, width))
+                taps[name] = to_grid(x, height, width)
         shift, scale = self.modulation_out(condition_BE).chunk(2, dim=-1)
         patches = self.out(modulate(self.norm_out(x), shift, scale))
-        image_BCHW = self._unpatch(patches, height, width)
+        image_BCHW = unpatch(patches, height, width, self.patch)
         return DenoiserOutput(image_BCHW[:, : self.in_channels], tuple(taps[name] for name in features))
 
     def _grid(self, x_BCHW: Tensor) -> tuple[int, int]:
@@ -188,12 +189,6 @@ class DiT(Denoiser):
         if height % self.patch or width % self.patch:
             raise ValueError(f"latent of {height}x{width} is not tiled by patches of {self.patch}; pad or crop it")
         return height // self.patch, width // self.patch
-
-    def _unpatch(self, patches_BSE: Tensor, height: int, width: int) -> Tensor:
-        """(B, S, patch * patch * C) -> (B, C, H, W)."""
-        side, channels = self.patch, self.out_channels
-        grid = patches_BSE.reshape(-1, height, width, side, side, channels).permute(0, 5, 1, 3, 2, 4)
-        return grid.reshape(-1, channels, height * side, width * side)
 
     def _initialise(self) -> None:
         """The paper's: Xavier everywhere, small embeddings, and zeros that make every block the identity."""

@@ -1,0 +1,98 @@
+"""The record of a measurement: values, and all that they depend on. Values of different measurements do not compare."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from snapgen_pl.metrics.sample_metric import Facts, Score
+from snapgen_pl.whole_files import write_json
+
+PIXELS = "uint8, clamp(127.5 x + 128, 0, 255) truncated"
+
+
+@dataclass(frozen=True)
+class FIDReport:
+    """One set of images, measured.
+
+    Attributes:
+        model: what drew them: a run's name, or a file's.
+        values: by name; one that depends on the number of images says it, as ``fid@5000``.
+        controls: the same values for images of known quality, by their name.
+        measurement: what must agree where values are to be compared: how many images, of which classes, their rounding,
+            the reference, each network's weights and settings.
+        drawing: sampler, guidance, seed, decoder; to be told beside a value.
+        weights: whose images these are: which, their hash, how much they were trained.
+        seconds: what drawing, decoding and taking features took in the session that ended it.
+        made: date, command, code, hardware.
+    """
+
+    model: str
+    values: Mapping[str, Score]
+    controls: Mapping[str, Mapping[str, Score]]
+    measurement: Facts
+    drawing: Facts
+    weights: Facts
+    seconds: float
+    made: Facts
+
+    def write(self, path: Path) -> None:
+        """Writes JSON, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scores = {name: score._asdict() for name, score in self.values.items()}
+        controls = {
+            control: {name: score._asdict() for name, score in values.items()}
+            for control, values in self.controls.items()
+        }
+        write_json(asdict(self) | {"values": scores, "controls": controls}, path)
+
+
+def read_report(path: Path) -> FIDReport:
+    """A report as written.
+
+    Raises:
+        ValueError: naming the file, if it is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        values = {name: Score(**score) for name, score in content.pop("values").items()}
+        controls = {
+            control: {name: Score(**score) for name, score in scores.items()}
+            for control, scores in content.pop("controls").items()
+        }
+        return FIDReport(values=values, controls=controls, **content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no report of `test` or `report`: {error}") from error
+
+
+def check_comparable(reports: Mapping[str, FIDReport], also: Sequence[str] = ()) -> None:
+    """Holds what may stand in one column.
+
+    Args:
+        reports: by the name that messages shall give them.
+        also: keys of ``drawing`` that must agree too, besides all of ``measurement``.
+
+    Raises:
+        ValueError: naming two reports and what differs between them.
+    """
+    names = list(reports)
+    for name in names[1:]:
+        first, other = reports[names[0]], reports[name]
+        wrong = _differing(first.measurement, other.measurement)
+        wrong += [key for key in also if first.drawing.get(key) != other.drawing.get(key)]
+        if wrong:
+            raise ValueError(
+                f"{names[0]} and {name} were measured differently and do not stand in one column: they differ in "
+                f"{', '.join(wrong)}. Measure both alike"
+            )
+
+
+def _differing(a: Facts, b: Facts, prefix: str = "") -> list[str]:
+    differing: list[str] = []
+    for key in dict.fromkeys([*a, *b]):
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            differing += _differing(left, right, f"{prefix}{key}.")
+        elif left != right:
+            differing.append(f"{prefix}{key} ({left} / {right})")
+    return differing
