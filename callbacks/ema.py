@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from callbacks.step_watch import StepWatch
+from snapgen_pl.fsdp import whole
 
 
 class EMA(L.Callback):
@@ -134,10 +135,10 @@ class EMA(L.Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the average, and raw weights where the module holds the average at the moment."""
         checkpoint["ema"] = {
-            "weights": {name: _gathered(weight) for name, weight in self._weights.items()},
+            "weights": {name: whole(weight) for name, weight in self._weights.items()},
             "images": self._images,
         }
-        checkpoint["state_dict"].update({name: _gathered(weight) for name, weight in self._raw.items()})
+        checkpoint["state_dict"].update({name: whole(weight) for name, weight in self._raw.items()})
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Takes the average over.
@@ -212,11 +213,6 @@ def _fp32_copy(weight: Tensor) -> Tensor:
 def _local(weights: dict[str, Tensor]) -> list[Tensor]:
     """This process's part of each weight: averaging and copying need no other."""
     return [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights.values()]
-
-
-def _gathered(weight: Tensor) -> Tensor:
-    """A shard's whole tensor, as checkpoints hold it."""
-    return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 def _beside(weight: Tensor, parameter: Tensor) -> Tensor:

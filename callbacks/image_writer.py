@@ -7,7 +7,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from callbacks.sampling import drawing_module, image_data, samples_folder, weights_name
+from callbacks.sampling import class_names, drawing_module, samples_folder, weights_name
 from snapgen_pl.data.source import LabelBatch
 from snapgen_pl.png import to_pil, write_png
 from snapgen_pl.whole_files import write_json
@@ -75,7 +75,7 @@ class ImageWriter(L.Callback):
         if not trainer.is_global_zero:
             return
         folder, module = self._folder(trainer), drawing_module(pl_module)
-        classes = image_data(trainer).classes
+        classes = class_names(trainer)
         manifest = {
             "run": Path(trainer.default_root_dir).name,
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,

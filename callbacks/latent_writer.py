@@ -11,12 +11,13 @@ import torch
 from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info
 
-from callbacks.run_manifest import describe_code, describe_hardware
+from callbacks.run_manifest import describe_hardware
 from snapgen_pl.autoencoders.autoencoder import Posterior, combined
 from snapgen_pl.data.encoding_data import EncodingData
 from snapgen_pl.data.latent_shards import MANIFEST, Plan, Shard, read_shard, write_manifest, write_shard
 from snapgen_pl.data.source import ImageBatch
 from snapgen_pl.modules.encode import Encode
+from snapgen_pl.provenance import describe_code
 from snapgen_pl.runs import Run
 
 
@@ -111,7 +112,7 @@ class LatentWriter(L.Callback):
     def _finish(self, trainer: L.Trainer) -> None:
         made = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "code": describe_code(),
+            "code": describe_code()._asdict(),
             "hardware": describe_hardware(trainer),
         }
         write_manifest(self._folder, self._plan, made)

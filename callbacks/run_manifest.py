@@ -2,20 +2,17 @@
 
 import importlib.metadata
 import json
-import os
 import platform
-import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-import snapgen_pl
 from snapgen_pl.data.source import OpenSource
+from snapgen_pl.provenance import describe_code, describe_machine
 from snapgen_pl.whole_files import write_json
 
 _PACKAGES = (
@@ -64,7 +61,7 @@ def _describe(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any
         "step": trainer.global_step,
         "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
         "seed": getattr(pl_module, "seed", None),
-        "code": describe_code(),
+        "code": describe_code()._asdict(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "hardware": describe_hardware(trainer),
@@ -74,50 +71,9 @@ def _describe(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any
     }
 
 
-def describe_code() -> dict[str, Any]:
-    """The package's version and, in a git checkout, its commit and whether files differ from it."""
-    commit = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--untracked-files=no")
-    return {
-        "version": snapgen_pl.__version__,
-        "commit": commit,
-        "dirty": None if changes is None else bool(changes),
-    }
-
-
-def _git(*arguments: str) -> str | None:
-    """What git says of the package's folder; None where that is no checkout or there is no git."""
-    folder = Path(snapgen_pl.__file__).parent
-    try:
-        answer = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return answer.stdout.strip() if answer.returncode == 0 else None
-
-
 def describe_hardware(trainer: L.Trainer) -> dict[str, Any]:
     """The machine, and how many processes of what precision run on it."""
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": gpus,
-        "cuda": torch.version.cuda,
-        "processes": trainer.world_size,
-        "precision": str(trainer.precision),
-        "platform": platform.platform(),
-    }
-
-
-def _cpu_name() -> str:
-    """The processor's name; Linux tells it in /proc only."""
-    table = Path("/proc/cpuinfo")
-    if table.exists():
-        for line in table.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return {**describe_machine()._asdict(), "processes": trainer.world_size, "precision": str(trainer.precision)}
 
 
 def _data(trainer: L.Trainer) -> dict[str, Any] | None:

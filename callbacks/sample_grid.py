@@ -8,7 +8,6 @@ from torch import Tensor
 
 from callbacks.sampling import (
     Cadence,
-    DrawsImages,
     between_steps,
     drawing,
     drawing_module,
@@ -104,7 +103,7 @@ class SampleGrid(L.Callback):
         self._cadence.last = module.images_seen
         if not trainer.is_global_zero:
             return
-        sheet = self._sheet(image_data(trainer), module, images)
+        sheet = self._sheet(image_data(trainer), pl_module, images)
         folder = samples_folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         write_png(sheet, folder / f"{module.images_seen:09d}.png")
@@ -119,7 +118,7 @@ class SampleGrid(L.Callback):
         first = row * self.columns
         return LabelBatch(torch.full((self.columns,), label), torch.arange(first, first + self.columns))
 
-    def _sheet(self, data: ImageData, module: DrawsImages, images: list[Tensor]) -> Image.Image:
+    def _sheet(self, data: ImageData, module: L.LightningModule, images: list[Tensor]) -> Image.Image:
         if self._nearest is None:
             (self._searched,) = disjoint(len(data.source.train), (self.neighbours,))
             self._nearest = NearestImages(batch.cpu() for batch in training_images(data, module, self._searched))

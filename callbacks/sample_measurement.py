@@ -1,11 +1,9 @@
 """Draws images for metrics and measures them, on all processes: what tracking in training and ``test`` share."""
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,19 +11,25 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from callbacks.run_manifest import describe_code, describe_hardware
-from callbacks.sampling import DrawsImages, drawing, drawing_module, image_data, training_images, weights_name
+from callbacks.sampling import (
+    DrawsImages,
+    class_names,
+    drawing,
+    drawing_module,
+    image_data,
+    training_images,
+    weights_name,
+)
 from snapgen_pl.data.source import LabelBatch, LatentSet
-from snapgen_pl.digest import tensors_digest, values_digest
+from snapgen_pl.digest import values_digest
 from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.flow.samplers import Sampler
 from snapgen_pl.metrics.comparison import Comparison
 from snapgen_pl.metrics.controls import CONTROLS, REAL, Control
-from snapgen_pl.metrics.draws import LabelPolicy, disjoint, requests
+from snapgen_pl.metrics.draws import LabelPolicy, disjoint, proportional, uniform
 from snapgen_pl.metrics.feature_store import FeatureStore
-from snapgen_pl.metrics.fid_report import PIXELS, FIDReport
+from snapgen_pl.metrics.fid_report import PIXELS, FIDReport, made
 from snapgen_pl.metrics.sample_metric import Facts, Score
 
 IMAGES = "images"
@@ -41,14 +45,14 @@ class Draw:
     Attributes:
         count: how many.
         labels: how their classes are chosen.
-        sampler: draws them.
-        guidance: guides the sampler.
+        sampler: draws them; None is the module's.
+        guidance: guides the sampler; None is the module's.
     """
 
     count: int
     labels: LabelPolicy
-    sampler: Sampler
-    guidance: Guidance
+    sampler: Sampler | None = None
+    guidance: Guidance | None = None
 
 
 class SampleMeasurement:
@@ -94,8 +98,7 @@ class SampleMeasurement:
         began = time.monotonic()
         with drawing(trainer, trainer.lightning_module):
             self.measure_references(trainer)
-            identity, source = self.identity(trainer, draw), image_data(trainer).source
-            request = requests(draw.labels, source.train.labels, len(source.classes), draw.count)
+            identity, request = self.identity(trainer, draw), _request(trainer, draw)
             keep = {**identity, "images_kept": take is not None}
             store = self._store(trainer, keep, draw.count)
 
@@ -110,7 +113,7 @@ class SampleMeasurement:
             controls=self.controls,
             **identity,  # type: ignore[arg-type]
             seconds=round(time.monotonic() - began, 1),
-            made=_made(trainer),
+            made=made(trainer.world_size),
         )
         if trainer.is_global_zero:
             if take is not None:
@@ -119,7 +122,7 @@ class SampleMeasurement:
         return report
 
     def measure_references(self, trainer: L.Trainer) -> None:
-        """Once a session, inside ``drawing``: takes the features of references and controls, and the latter's values."""
+        """Once a session, inside ``drawing``: takes features of references and controls, and measures these."""
         if self.comparison.has_references:
             return
         data = image_data(trainer)
@@ -166,7 +169,7 @@ class SampleMeasurement:
 
     def _training_images(self, trainer: L.Trainer, indices: Sequence[int], shown: Control) -> ImagesAt:
         """The training images at these indices, degraded, by their place in the list."""
-        module, data = drawing_module(trainer.lightning_module), image_data(trainer)
+        module, data = trainer.lightning_module, image_data(trainer)
 
         def images_at(positions: range) -> Tensor:
             chosen = indices[positions.start : positions.stop]
@@ -181,7 +184,7 @@ class SampleMeasurement:
         identity: Facts = {
             "data": data.source.fingerprint,
             "image_size": module.image_size,
-            "decoder": module.autoencoder.identity() if latents else None,
+            "decoder": module.decoder() if latents else None,
             "indices": values_digest({"indices": list(indices)}),
             "shown": shown.name,
             "metrics": self.comparison.protocol(),
@@ -207,33 +210,26 @@ class SampleMeasurement:
 
 
 def _drawing(trainer: L.Trainer, module: DrawsImages, draw: Draw) -> Facts:
+    sampler = draw.sampler or module.sampler
     return {
-        "sampler": repr(draw.sampler),
-        "network_calls": draw.sampler.network_calls,
-        "guidance": repr(draw.guidance),
+        "sampler": repr(sampler),
+        "network_calls": sampler.network_calls,
+        "guidance": repr(draw.guidance or module.guidance),
         "seed": module.seed,
         "precision": str(trainer.precision),
-        "decoder": module.autoencoder.identity(),
+        "decoder": module.decoder(),
     }
 
 
 def _weights(trainer: L.Trainer, module: DrawsImages) -> Facts:
-    tensors = {
-        name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        for name, tensor in trainer.lightning_module.state_dict().items()
-    }
     return {
         "which": weights_name(trainer),
-        "sha256": tensors_digest(tensors),
+        "sha256": module.weights_digest(),
         "images_seen": module.images_seen,
     }
 
 
-def _made(trainer: L.Trainer) -> Facts:
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python -m snapgen_pl", *sys.argv[1:]]),
-        "code": describe_code(),
-        "torch": torch.__version__,
-        "hardware": {**describe_hardware(trainer), "gpus": ", ".join(describe_hardware(trainer)["gpus"])},
-    }
+def _request(trainer: L.Trainer, draw: Draw) -> LabelBatch:
+    if draw.labels == "frequencies":
+        return proportional(image_data(trainer).source.train.labels, draw.count)
+    return uniform(len(class_names(trainer)), draw.count)

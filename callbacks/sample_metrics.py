@@ -132,9 +132,10 @@ class SampleMetrics(L.Callback):
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measures ``test_samples`` samples with each sampler and guidance, and reports."""
-        module = drawing_module(pl_module)
         reports: dict[Path, FIDReport] = {}
-        for sampler, guidance in product(self.samplers or [module.sampler], self.guidances or [module.guidance]):
+        samplers: Sequence[Sampler | None] = self.samplers or [None]
+        guidances: Sequence[Guidance | None] = self.guidances or [None]
+        for sampler, guidance in product(samplers, guidances):
             path, report = self._test(trainer, Draw(self.test_samples, self.labels, sampler, guidance))
             reports[path] = report
         if len(reports) == 1:
@@ -164,9 +165,7 @@ class SampleMetrics(L.Callback):
     def _measure_and_log(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = drawing_module(pl_module)
         first = not self._measurement.controls
-        self._latest = self._measurement.report(
-            trainer, Draw(self.samples, self.labels, module.sampler, module.guidance)
-        )
+        self._latest = self._measurement.report(trainer, Draw(self.samples, self.labels))
         self._cadence.last = module.images_seen
         for logger in trainer.loggers:
             logger.log_metrics(scalars(self._latest, controls=first), step=logged_step(trainer))

@@ -11,12 +11,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from callbacks.ema import EMA, ema_weights
-from snapgen_pl.autoencoders.autoencoder import Autoencoder
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.loader import Sample
-from snapgen_pl.data.source import Batch, LabelBatch
+from snapgen_pl.data.source import Batch, LabelBatch, NamesClasses
 from snapgen_pl.flow.guidance import Guidance
-from snapgen_pl.flow.samplers import Sampler
+from snapgen_pl.flow.samplers import NamedSampler, Sampler
+from snapgen_pl.metrics.sample_metric import Facts
 
 
 @runtime_checkable
@@ -26,25 +26,39 @@ class DrawsImages(Protocol):
     Attributes:
         images_seen: images trained on, over all processes.
         seed: what noise is drawn from, besides a sample's position.
-        sampler: what draws, unless told otherwise; its ``repr`` goes into records.
-        guidance: likewise.
         image_size: side of the images, in pixels.
     """
 
     images_seen: int
     seed: int
-    sampler: Sampler
-    guidance: Guidance
     image_size: int
 
     @property
-    def autoencoder(self) -> Autoencoder:
-        """What decodes the samples; ready."""
+    def sampler(self) -> NamedSampler:
+        """What draws, unless told otherwise; its ``repr`` goes into records."""
+        ...
+
+    @property
+    def guidance(self) -> Guidance:
+        """What guides the sampler, unless told otherwise; likewise."""
         ...
 
     def sample(self, request: LabelBatch, sampler: Sampler | None = None, guidance: Guidance | None = None) -> Tensor:
         """uint8 (B, 3, H, W), from the weights as they are."""
         ...
+
+    def weights_digest(self) -> str:
+        """SHA-256 over the weights as they are; every process asks for it."""
+        ...
+
+    def decoder(self) -> Facts:
+        """What makes pixels of latents, for records."""
+        ...
+
+
+@runtime_checkable
+class ShowsImages(Protocol):
+    """A module that knows the images that its data mean."""
 
     def images_of(self, batch: Batch) -> Tensor:
         """The training images of a batch, decoded where it holds latents: uint8 (B, 3, H, W)."""
@@ -59,8 +73,8 @@ def drawing_module(module: L.LightningModule) -> DrawsImages:
     """
     if not isinstance(module, DrawsImages):
         raise ValueError(
-            f"{type(module).__name__} draws no images: it lacks one of sample, images_of, images_seen, seed, sampler, "
-            "guidance, image_size, autoencoder; remove the callbacks that need samples, or give it these"
+            f"{type(module).__name__} draws no images: it lacks one of sample, images_seen, seed, sampler, guidance, "
+            "image_size, weights_digest, decoder; remove the callbacks that need samples, or give it these"
         )
     return module
 
@@ -77,10 +91,28 @@ def image_data(trainer: L.Trainer) -> ImageData:
     return data
 
 
+def class_names(trainer: L.Trainer) -> tuple[str, ...]:
+    """What the labels of the run's data mean.
+
+    Raises:
+        ValueError: if the data know no classes.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, NamesClasses):
+        raise ValueError(f"{type(data).__name__} names no classes to draw; give an ImageData or a LabelData")
+    return data.classes
+
+
 def training_images(
-    data: ImageData, module: DrawsImages, indices: Sequence[int], batch_size: int = 32
+    data: ImageData, module: L.LightningModule, indices: Sequence[int], batch_size: int = 32
 ) -> Iterator[Tensor]:
-    """The training images at these indices as the model sees them, uint8, not mirrored; latents are decoded."""
+    """The training images at these indices as the model sees them, uint8, not mirrored; latents are decoded.
+
+    Raises:
+        ValueError: if the module knows none.
+    """
+    if not isinstance(module, ShowsImages):
+        raise ValueError(f"{type(module).__name__} has no images_of(batch): its training images cannot be looked at")
     items = data.samples_of(data.source.train)
     for start in range(0, len(indices), batch_size):
         yield module.images_of(items.__getitems__([Sample(i, i) for i in indices[start : start + batch_size]]))
@@ -110,6 +142,8 @@ def drawing(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
 
 def weights_name(trainer: L.Trainer) -> str:
     """Which weights samples are drawn from, for records."""
+    if not any(True for _ in trainer.lightning_module.parameters()):
+        return "as released"
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EMA):
             return f"EMA, half-life {callback.half_life_images:.0f} images, ramp-up {callback.ramp_up}"

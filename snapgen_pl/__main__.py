@@ -31,13 +31,15 @@ class Verb(NamedTuple):
 TRAINER_VERBS = {
     "fit": "train; needs --config, continues a run with --run",
     "validate": "measure the validation losses of a run",
-    "test": "run the test loop of a run",
+    "test": "draw from a run and report FID, KID and the like, with the protocol",
     "predict": "draw what the data's predict loader asks for",
 }
 
 FUNCTION_VERBS = {
     "generate": Verb("snapgen_pl.generate:generate", "draw images of named classes from a run, as PNG files"),
-    "table": Verb("snapgen_pl.metrics.tables:table", "print a table of published results", positional=True),
+    "report": Verb("snapgen_pl.metrics.stored_images:report", "measure drawn images on disk: FID and its like"),
+    "reference": Verb("snapgen_pl.metrics.stored_images:reference", "make the reference that reports compare with"),
+    "table": Verb("snapgen_pl.tables.table:table", "print a table of published results", positional=True),
 }
 
 

@@ -5,6 +5,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from snapgen_pl.conditioning.conditioner import Conditioner
@@ -61,3 +62,8 @@ def match_layouts(optimizer: Optimizer) -> None:
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A shard's whole tensor, as checkpoints hold it; every process must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

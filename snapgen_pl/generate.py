@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from snapgen_pl import checkpoints
 from snapgen_pl.config_files import Value, load_config
-from snapgen_pl.data.source import LabelBatch
+from snapgen_pl.data.source import LabelBatch, NamesClasses
 from snapgen_pl.errors import ShortErrors, did_you_mean
 from snapgen_pl.png import to_pil, write_png
 from snapgen_pl.runs import Run
@@ -27,16 +27,6 @@ class Draws(Protocol):
 
     def sample(self, request: LabelBatch) -> Tensor:
         """uint8 images (B, 3, H, W), moved to where the module is."""
-        ...
-
-
-@runtime_checkable
-class NamesClasses(Protocol):
-    """A datamodule that knows what labels mean, such as :class:`~snapgen_pl.data.datamodule.ImageData`."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names; labels index them."""
         ...
 
 

@@ -7,15 +7,26 @@ import yaml
 
 import snapgen_pl
 from snapgen_pl.__main__ import main
-from snapgen_pl.metrics.tables import ABLATION, declared_denoiser
+from snapgen_pl.models.count import count
+from snapgen_pl.models.denoiser import Denoiser
+from snapgen_pl.models.peers.dit import DiT
+from snapgen_pl.models.peers.ldm import LDM
+from snapgen_pl.models.peers.uvit import UViT
 from snapgen_pl.models.unet import UNet
+from snapgen_pl.tables.declared import declared_denoiser
+from snapgen_pl.tables.published import ABLATION
 from tests import sample_run
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 ROWS = sorted((EXPERIMENTS / "imagenet256" / "ablation").glob("*.yaml"))
-WHOLE = [file for file in sorted(EXPERIMENTS.rglob("*.yaml")) if file not in ROWS]
+PEERS = sorted((EXPERIMENTS / "imagenet256" / "peers").glob("*.yaml"))
+SMALL = EXPERIMENTS / "emoji" / "table"
+SMALL_ROWS = sorted(set(SMALL.glob("*.yaml")) - {SMALL / "base.yaml"})
+DELTAS = [*ROWS, *PEERS, *SMALL_ROWS]
+WHOLE = [file for file in sorted(EXPERIMENTS.rglob("*.yaml")) if file not in DELTAS]
 ENCODING = [file for file in WHOLE if file.stem == "encode"]  # tests/test_encode.py runs them
-TRAINING = [file for file in WHOLE if file not in ENCODING]
+DRAWING = [file for file in WHOLE if file.parent.name == "released"]  # tests/modules/test_released.py
+TRAINING = [file for file in WHOLE if file not in [*ENCODING, *DRAWING]]
 
 # What makes a run small without touching what the file says of its method.
 SMALL_RUN = {
@@ -30,9 +41,11 @@ SMALL_RUN = {
     "trainer.callbacks": "null",
 }
 # What ImageNet's files take from the hub is taken from packages.
-EMBEDDED = {
+CLASS_TEXTS = {
     "model.conditioner.encoder": "snapgen_pl.conditioning.minilm.MiniLM",
     "model.denoiser.context_dim": "384",
+}
+EMBEDDED = {
     "model.autoencoder.channels": "4",
     "model.compile": "false",
     "trainer.precision": "32-true",
@@ -41,6 +54,14 @@ SMALL_STAGES = (
     "[{channels: 32, down: [{residual: false, layers: 1}], up: [{}, {}]},"
     " {channels: 64, down: [{layers: 1}], up: [{layers: 1}, {layers: 1}], self_attention: true}]"
 )
+
+# The peers' sizes, by the class that takes them; their classes are learned tokens.
+SMALL_TRANSFORMER = {"hidden": "32", "depth": "3", "heads": "4", "context_dim": "32"}
+SMALL_PEERS: dict[type[Denoiser], dict[str, str]] = {
+    DiT: SMALL_TRANSFORMER,
+    UViT: SMALL_TRANSFORMER | {"latent_size": "4"},
+    LDM: {"widths": "[32, 64]", "layers": "1", "context_dim": "32"},
+}
 
 
 def flags(settings: dict[str, str]) -> list[str]:
@@ -62,16 +83,64 @@ def fit(configs: list[Path], images: Path, runs: Path, overrides: dict[str, str]
 def test_an_experiment_trains_at_small_size(file: Path, images: Path, tmp_path: Path) -> None:
     small = {"model.denoiser.stages": SMALL_STAGES, "model.denoiser.head_dim": "32"}
     if file.parent.name == "imagenet256":
-        small |= EMBEDDED
+        small |= CLASS_TEXTS | EMBEDDED
     assert fit([file], images, tmp_path, small) == 0
     assert (tmp_path / "small" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("file", PEERS, ids=lambda file: file.stem)
+def test_a_peer_trains_by_the_recipe_of_pretraining_at_small_size(file: Path, images: Path, tmp_path: Path) -> None:
+    base, kind = EXPERIMENTS / "imagenet256" / "pretrain.yaml", type(declared_denoiser(file))
+    small = {f"model.denoiser.{name}": value for name, value in SMALL_PEERS[kind].items()}
+    small |= EMBEDDED | {"model.conditioner.context_dim": "32"}
+    assert fit([base, file], images, tmp_path, small) == 0
+    declared, resolved = (
+        yaml.safe_load(text.read_text())["model"]["init_args"] for text in (file, tmp_path / "small" / "config.yaml")
+    )
+    assert resolved["denoiser"]["class_path"] == declared["denoiser"]["class_path"]
+    assert resolved["conditioner"]["init_args"]["tokens"] == 1
+
+
+@pytest.mark.parametrize("file", PEERS, ids=lambda file: file.stem)
+def test_a_peers_tokens_have_the_width_that_its_denoiser_takes(file: Path) -> None:
+    model = yaml.safe_load(file.read_text())["model"]["init_args"]
+    assert model["conditioner"]["init_args"]["context_dim"] == declared_denoiser(file).context_dim
+
+
+# LDM's totals are those of another latent: tests/models/peers/test_ldm.py.
+@pytest.mark.parametrize(
+    ("file", "params_m", "gmacs"), [("uvit_l", 287, 77), ("uvit_h", 501, 133), ("dit_xl", 675, 119)]
+)
+def test_a_peer_declares_what_was_published(file: str, params_m: float, gmacs: float) -> None:
+    cost = count(declared_denoiser(EXPERIMENTS / "imagenet256" / "peers" / f"{file}.yaml"), size=32, tokens=1)
+    assert (cost.params_m, cost.gmacs) == (pytest.approx(params_m, rel=0.01), pytest.approx(gmacs, rel=0.01))
+
+
+@pytest.mark.parametrize("file", SMALL_ROWS, ids=lambda file: file.stem)
+def test_a_row_of_the_small_table_has_its_share_of_the_parameters(file: Path) -> None:
+    """The peers are shrunk as the reference is; each ablation row declares what its row at full size does."""
+    small = declared_denoiser(file, in_channels=12)
+    row = EXPERIMENTS / "imagenet256" / ("ablation" if file.stem[0].isdigit() else "peers") / file.name
+    large = declared_denoiser(row)
+    reference = file.with_stem("8_reference"), EXPERIMENTS / "imagenet256" / "ablation" / "8_reference.yaml"
+    shrunk, full = (sum(p.numel() for p in declared_denoiser(name).parameters()) for name in reference)
+    if file in [SMALL / peer.name for peer in PEERS]:
+        share = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in large.parameters())
+        assert share == pytest.approx(shrunk / full, rel=0.06)
+    else:
+        declared, whole = (
+            yaml.safe_load(text.read_text())["model"]["init_args"]["denoiser"]["init_args"] for text in (file, row)
+        )
+        assert {key: declared[key] for key in whole if key not in ("stages", "middle_layers")} == {
+            key: whole[key] for key in whole if key not in ("stages", "middle_layers")
+        }
 
 
 @pytest.mark.parametrize("file", WHOLE, ids=lambda file: file.stem)
 def test_a_resolved_config_names_no_folder_of_this_machine(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # Or a run could be resumed neither elsewhere nor after a reinstallation.
     with pytest.raises(SystemExit, match="0"):
-        main(["predict" if file in ENCODING else "fit", "--config", str(file), "--print_config"])
+        main(["predict" if file in [*ENCODING, *DRAWING] else "fit", "--config", str(file), "--print_config"])
     assert str(Path(snapgen_pl.__file__).parent) not in capsys.readouterr().out
 
 

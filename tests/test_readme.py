@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from snapgen_pl.__main__ import FUNCTION_VERBS, TRAINER_VERBS, main
-from snapgen_pl.metrics.tables import table
+from snapgen_pl.tables.table import table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

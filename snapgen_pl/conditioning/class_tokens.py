@@ -1,8 +1,10 @@
 """Class labels as learned context tokens."""
 
+import torch
 from torch import Tensor, nn
 
 from snapgen_pl.conditioning.conditioner import Conditioner
+from snapgen_pl.flow.timesteps import check_positive
 from snapgen_pl.models.denoiser import Conditioning
 
 
@@ -16,14 +18,25 @@ class ClassTokens(Conditioner):
         tokens: context tokens a class.
         context_dim: width of a token; the denoiser's context_dim.
         dropout: probability that a training sample loses its label, in [0, 1).
+        std: deviation of the table at its start; DiT's and SiT's is 0.02.
 
     Raises:
-        ValueError: for sizes below 1 or a dropout outside [0, 1).
+        ValueError: for sizes below 1, a dropout outside [0, 1), or a deviation not above 0.
     """
 
-    def __init__(self, num_classes: int = 1000, tokens: int = 1, context_dim: int = 768, dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        tokens: int = 1,
+        context_dim: int = 768,
+        dropout: float = 0.1,
+        std: float = 1.0,
+    ) -> None:
         super().__init__(num_classes, tokens, context_dim, dropout)
+        check_positive("std", std)
         self.table = nn.Embedding(num_classes + 1, tokens * context_dim)
+        with torch.no_grad():
+            self.table.weight.mul_(std)
 
     def forward(self, label_B: Tensor) -> Conditioning:
         """See Conditioner.forward."""

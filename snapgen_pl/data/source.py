@@ -132,3 +132,13 @@ class OpenSource(NamedTuple):
     train: ImageSet | LatentSet
     validation: ImageSet | LatentSet
     fingerprint: str
+
+
+@runtime_checkable
+class NamesClasses(Protocol):
+    """A datamodule that knows what labels mean, such as :class:`~snapgen_pl.data.datamodule.ImageData`."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; labels index them."""
+        ...

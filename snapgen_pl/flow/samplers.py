@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,15 @@ from snapgen_pl.flow.timesteps import check_positive, shift_time
 VelocityFn = Callable[[Tensor, float], Tensor]
 # step_noise(step) -> standard normal numbers like x_BCHW, new ones for each step 0, 1, ...
 StepNoise = Callable[[int], Tensor]
+
+
+class NamedSampler(Protocol):
+    """What records need of a sampler, besides its ``repr``."""
+
+    @property
+    def network_calls(self) -> int:
+        """Evaluations of the network an image."""
+        ...
 
 
 @dataclass(frozen=True)

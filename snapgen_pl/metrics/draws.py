@@ -13,21 +13,14 @@ LabelPolicy: TypeAlias = Literal["frequencies", "uniform"]
 _SEED = 0  # not the run's: measurements compare across runs
 
 
-def requests(policy: LabelPolicy, labels: Tensor, classes: int, count: int) -> LabelBatch:
-    """A request for samples.
+def uniform(classes: int, count: int, seed: int = _SEED) -> LabelBatch:
+    """A request for ``count`` samples, each of any class alike: the protocol of ImageNet (section 8).
 
-    Args:
-        policy: ``frequencies`` as in training (see :func:`proportional`), or ``uniform``: drawn at random, each class
-            as likely, which is the protocol of ImageNet (section 8).
-        labels: int64 (N,), the training images' classes.
-        classes: how many classes there are.
-        count: how many samples to ask for.
+    The label at a position depends on (seed, position) alone.
     """
-    if policy == "frequencies":
-        return proportional(labels, count)
     position_B = torch.arange(count)
-    drawn = rng.uniform(_SEED, rng.Stream.LABEL, position_B)
-    return LabelBatch((drawn * classes).long(), position_B)
+    drawn_B = rng.uniform(seed, rng.Stream.LABEL, position_B).double()
+    return LabelBatch((drawn_B * classes).long(), position_B)
 
 
 def proportional(labels: Tensor, count: int) -> LabelBatch:

@@ -1,11 +1,17 @@
 """The record of a measurement: values, and all that they depend on. Values of different measurements do not compare."""
 
 import json
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
+
 from snapgen_pl.metrics.sample_metric import Facts, Score
+from snapgen_pl.provenance import describe_code, describe_machine
 from snapgen_pl.whole_files import write_json
 
 PIXELS = "uint8, clamp(127.5 x + 128, 0, 255) truncated"
@@ -39,12 +45,27 @@ class FIDReport:
     def write(self, path: Path) -> None:
         """Writes JSON, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.content(), path)
+
+    def content(self) -> dict[str, object]:
+        """As JSON has it."""
         scores = {name: score._asdict() for name, score in self.values.items()}
         controls = {
             control: {name: score._asdict() for name, score in values.items()}
             for control, values in self.controls.items()
         }
-        write_json(asdict(self) | {"values": scores, "controls": controls}, path)
+        return asdict(self) | {"values": scores, "controls": controls}
+
+
+def made(processes: int = 1) -> Facts:
+    """What makes a report now: date, command, code, machine."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", "snapgen_pl", *sys.argv[1:]]),
+        "code": describe_code()._asdict(),
+        "torch": torch.__version__,
+        "hardware": {**describe_machine()._asdict(), "processes": processes},
+    }
 
 
 def read_report(path: Path) -> FIDReport:
@@ -54,15 +75,27 @@ def read_report(path: Path) -> FIDReport:
         ValueError: naming the file, if it is none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        values = {name: Score(**score) for name, score in content.pop("values").items()}
+        return parse_report(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no report of `test` or `report`: {error}") from error
+
+
+def parse_report(content: object) -> FIDReport:
+    """A report of its JSON.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        fields = dict(content)  # type: ignore[call-overload]
+        values = {name: Score(**score) for name, score in fields.pop("values").items()}
         controls = {
             control: {name: Score(**score) for name, score in scores.items()}
-            for control, scores in content.pop("controls").items()
+            for control, scores in fields.pop("controls").items()
         }
-        return FIDReport(values=values, controls=controls, **content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no report of `test` or `report`: {error}") from error
+        return FIDReport(values=values, controls=controls, **fields)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"a report's keys are missing or foreign: {error!r}") from error
 
 
 def check_comparable(reports: Mapping[str, FIDReport], also: Sequence[str] = ()) -> None:

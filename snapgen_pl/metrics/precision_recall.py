@@ -46,7 +46,7 @@ def precision_recall(reference_ND: Tensor, samples_MD: Tensor, k: int = 3, batch
         raise ValueError("features hold NaN or infinity; look at the images, or extract in fp32")
     radii_N, radii_M = _radii(reference_ND, k, batch_size), _radii(samples_MD, k, batch_size)
     precise, recalled_N = 0, torch.zeros_like(radii_N, dtype=torch.bool)
-    for samples_BD, radii_B in zip(*(torch.split(of_M, batch_size) for of_M in (samples_MD, radii_M)), strict=True):
+    for samples_BD, radii_B in zip(torch.split(samples_MD, batch_size), torch.split(radii_M, batch_size), strict=True):
         distance_BN = _distances(samples_BD, reference_ND)
         precise += int((distance_BN <= radii_N).any(dim=1).sum())
         recalled_N |= (distance_BN <= radii_B[:, None]).any(dim=0)

@@ -78,6 +78,11 @@ class Denoiser(nn.Module, ABC):
                 else:
                     yield element
 
+    def check_features(self, features: tuple[str, ...]) -> None:
+        """Raises ValueError for a name that is none of ``feature_names``."""
+        if unknown := [name for name in features if name not in self.feature_names]:
+            raise ValueError(f"unknown features {unknown}; {type(self).__name__} has {list(self.feature_names)}")
+
     @abstractmethod
     def prepare(self, conditioning: Conditioning) -> PreparedConditioning:
         """Computes what depends on the conditioning alone."""

@@ -214,8 +214,7 @@ class UNet(Denoiser):
         Raises:
             ValueError: for an unknown feature name.
         """
-        if unknown := set(features) - set(self.feature_names):
-            raise ValueError(f"unknown features {sorted(unknown)}; this UNet has {list(self.feature_names)}")
+        self.check_features(features)
         context = self.prepare(conditioning) if isinstance(conditioning, Conditioning) else conditioning
         embedding = self.time(t_B)
         if context.embedding_BE is not None:

@@ -16,15 +16,17 @@ from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
 from snapgen_pl.conditioning.conditioner import Conditioner
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.source import Batch, ImageBatch, LabelBatch, LatentBatch
+from snapgen_pl.digest import tensors_digest
 from snapgen_pl.distill.loss_terms import LossCombiner, LossTerm, LossTerms, SumOfMeans
 from snapgen_pl.flow.guidance import Guidance, guided_velocity
 from snapgen_pl.flow.noise import initial_noise, step_noise
 from snapgen_pl.flow.path import PathSample, sample_path
 from snapgen_pl.flow.samplers import Euler, Sampler
 from snapgen_pl.flow.timesteps import LogitNormal, TimestepDensity
-from snapgen_pl.fsdp import match_layouts, shard
+from snapgen_pl.fsdp import match_layouts, shard, whole
 from snapgen_pl.images import from_uint8, to_uint8
 from snapgen_pl.metrics.binned_mean import BinnedMean
+from snapgen_pl.metrics.sample_metric import Facts
 from snapgen_pl.models.count import count
 from snapgen_pl.models.denoiser import Conditioning, Denoiser
 from snapgen_pl.models.preconditioned import Preconditioned
@@ -108,6 +110,14 @@ class Pretrain(L.LightningModule):
     def autoencoder(self) -> Autoencoder:
         """The frozen autoencoder."""
         return self._autoencoder.module
+
+    def decoder(self) -> Facts:
+        """What its samples owe to the autoencoder, for records."""
+        return self.autoencoder.identity()
+
+    def weights_digest(self) -> str:
+        """SHA-256 over the weights as they are, gathered where they are sharded: every process must ask."""
+        return tensors_digest({name: whole(tensor) for name, tensor in self.state_dict().items()})
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -131,9 +131,10 @@ def test_a_killed_test_goes_on_where_it_was_and_what_was_measured_is_not_drawn_a
             raise KilledError
         write(self, positions, features)
 
-    with monkeypatch.context() as patched, pytest.raises(KilledError):
+    with monkeypatch.context() as patched:
         patched.setattr(FeatureStore, "write", killed)
-        test()
+        with pytest.raises(KilledError):
+            test()
     assert len(reports(tmp_path)) == 1
     first = list(seen)
     test()
@@ -208,7 +209,7 @@ def test_too_few_images_are_refused_before_training(
 
 def test_a_metric_given_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="each once"):
-        SampleMetrics([EffNetDistances(), KernelDistance(subsets=3)])
+        SampleMetrics([EffNetDistances(), EffNetDistances(subsets=3)])
 
 
 def test_a_module_that_draws_nothing_is_refused(tmp_path: Path, images: Path) -> None:

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapgen_pl.metrics.draws import disjoint, proportional, requests
+from snapgen_pl.metrics.draws import disjoint, proportional, uniform
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.integers(1, 200))
@@ -34,11 +34,11 @@ def test_subsets_do_not_overlap_and_the_last_is_cut_where_images_run_out(total: 
 
 
 def test_uniform_labels_take_every_class_alike_and_leading_parts_agree() -> None:
-    request = requests("uniform", torch.zeros(1), classes=10, count=20_000)
+    request = uniform(10, 20_000)
     frequency = torch.bincount(request.label_B, minlength=10) / 20_000
     assert len(frequency) == 10
     assert (frequency - 0.1).abs().max() < 0.01
-    assert torch.equal(requests("uniform", torch.zeros(1), 10, 100).label_B, request.label_B[:100])
+    assert torch.equal(uniform(10, 100).label_B, request.label_B[:100])
 
 
 def test_labels_of_no_images_are_refused() -> None:

@@ -164,8 +164,7 @@ class DiT(Denoiser):
         Raises:
             ValueError: for an unknown feature name, a latent that patches do not tile, or a foreign conditioning.
         """
-        if unknown := set(features) - set(self.feature_names):
-            raise ValueError(f"unknown features {sorted(unknown)}; this DiT has block.0 to {self.feature_names[-1]}")
+        self.check_features(features)
         prepared = self.prepare(conditioning) if isinstance(conditioning, Conditioning) else conditioning
         if prepared.embedding_BE is None:
             raise ValueError("the prepared conditioning has no embedding; make it with this DiT's prepare()")

@@ -18,7 +18,7 @@ def ldm_unet(
     in_channels: int = 3,
     widths: Sequence[int] = (192, 384, 576, 960),
     layers: int = 2,
-    head_dim: int = 32,
+    heads: int = 1,
     context_dim: int = 512,
 ) -> nn.Module:
     """diffusers' ``UNet2DConditionModel`` as the paper declares and initialises it; the defaults are LDM-4's.
@@ -27,10 +27,11 @@ def ldm_unet(
 
     Args:
         in_channels: channels of the latent.
-        widths: channels of each resolution, multiples of 32, from the finest down; all but the finest have attention,
-            and multiples of ``head_dim``.
+        widths: channels of each resolution, multiples of 32 and of ``heads``, from the finest down; all but the finest
+            have attention.
         layers: residual blocks of a resolution on the way down; one more on the way up.
-        head_dim: width of an attention head.
+        heads: attention heads, whatever the width. The class-conditional model has one (``cin256-v2``, num_heads);
+            the 32 channels a head of the paper's unconditional models cost as much.
         context_dim: width of the context tokens.
 
     Raises:
@@ -38,7 +39,7 @@ def ldm_unet(
     """
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    _check(widths, layers, head_dim)
+    _check(widths, layers, heads)
     lower = len(widths) - 1
     network: nn.Module = UNet2DConditionModel(
         in_channels=in_channels,
@@ -47,7 +48,7 @@ def ldm_unet(
         layers_per_block=layers,
         down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * lower),
         up_block_types=(*["CrossAttnUpBlock2D"] * lower, "UpBlock2D"),
-        attention_head_dim=tuple(width // head_dim for width in widths),  # a misnomer: the number of heads
+        attention_head_dim=heads,  # a misnomer of diffusers
         cross_attention_dim=context_dim,
         norm_num_groups=GROUPS,
     )
@@ -66,7 +67,7 @@ class LDM(Denoiser):
         in_channels: channels of the latent.
         widths: see :func:`ldm_unet`, like the remaining arguments.
         layers: see ldm_unet.
-        head_dim: see ldm_unet.
+        heads: see ldm_unet.
         context_dim: see ldm_unet.
     """
 
@@ -77,12 +78,12 @@ class LDM(Denoiser):
         in_channels: int = 4,
         widths: tuple[int, ...] = (192, 384, 576, 960),
         layers: int = 2,
-        head_dim: int = 32,
+        heads: int = 1,
         context_dim: int = 512,
     ) -> None:
         super().__init__()
         self.in_channels, self.context_dim = in_channels, context_dim
-        self.network = ldm_unet(in_channels, widths, layers, head_dim, context_dim)
+        self.network = ldm_unet(in_channels, widths, layers, heads, context_dim)
 
     def units(self) -> Iterator[nn.Module]:
         """The resolutions on the way down, the middle, and those on the way up."""
@@ -112,8 +113,7 @@ class LDM(Denoiser):
         Raises:
             ValueError: for features, of which it has none, or a foreign conditioning.
         """
-        if features:
-            raise ValueError(f"unknown features {sorted(features)}; LDM has none")
+        self.check_features(features)
         prepared = self.prepare(conditioning) if isinstance(conditioning, Conditioning) else conditioning
         if prepared.tokens_BSE is None:
             raise ValueError("the prepared conditioning has no tokens; make it with this LDM's prepare()")
@@ -123,9 +123,9 @@ class LDM(Denoiser):
         return DenoiserOutput(velocity_BCHW)
 
 
-def _check(widths: Sequence[int], layers: int, head_dim: int) -> None:
-    if not widths or layers < 1:
-        raise ValueError(f"widths {list(widths)}, layers {layers}: need at least one of each")
+def _check(widths: Sequence[int], layers: int, heads: int) -> None:
+    if not widths or min(layers, heads) < 1:
+        raise ValueError(f"widths {list(widths)}, layers {layers}, heads {heads}: need at least one of each")
     for width in widths:
-        if width < 1 or width % GROUPS or width % head_dim:
-            raise ValueError(f"width {width} in {list(widths)}; need multiples of {GROUPS} and of head_dim, {head_dim}")
+        if width < 1 or width % GROUPS or width % heads:
+            raise ValueError(f"width {width} in {list(widths)}; need multiples of {GROUPS} and of heads, {heads}")

@@ -130,8 +130,7 @@ class UViT(Denoiser):
         Raises:
             ValueError: for an unknown feature name, a latent of another size, or a foreign conditioning.
         """
-        if unknown := set(features) - set(self.feature_names):
-            raise ValueError(f"unknown features {sorted(unknown)}; this UViT has block.0 to {self.feature_names[-1]}")
+        self.check_features(features)
         prepared = self.prepare(conditioning) if isinstance(conditioning, Conditioning) else conditioning
         if prepared.tokens_BSE is None:
             raise ValueError("the prepared conditioning has no tokens; make it with this UViT's prepare()")

@@ -12,7 +12,7 @@ from snapgen_pl.models.count import count
 from snapgen_pl.models.denoiser import Conditioning, PreparedConditioning
 from snapgen_pl.models.peers.ldm import LDM, ldm_unet
 
-SMALL: dict[str, Any] = {"widths": (32, 64), "layers": 1, "head_dim": 16, "context_dim": 24}
+SMALL: dict[str, Any] = {"widths": (32, 64), "layers": 1, "heads": 2, "context_dim": 24}
 
 
 def small(seed: int = 0) -> LDM:
@@ -47,7 +47,7 @@ def test_its_attention_is_the_papers() -> None:
     with torch.device("meta"):
         network = ldm_unet()
     heads = {m.to_q.out_features: m.heads for m in network.modules() if type(m).__name__ == "Attention"}
-    assert heads == {384: 12, 576: 18, 960: 30}  # 32 channels a head, none at the finest resolution
+    assert heads == {384: 1, 576: 1, 960: 1}  # none at the finest resolution
     blocks = [type(m).__name__ for m in network.modules()].count("BasicTransformerBlock")
     assert blocks == 3 * (2 + 3) + 1
 
@@ -63,7 +63,7 @@ def test_equals_diffusers_network_called_directly(masked: bool) -> None:
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(2, 4),
+        attention_head_dim=2,
         cross_attention_dim=24,
     ).eval()
     theirs.load_state_dict(SHARED.network.state_dict())
@@ -152,10 +152,11 @@ def test_bad_input_is_refused_with_the_remedy() -> None:
     ("arguments", "message"),
     [
         ({"widths": (32, 48)}, r"width 48 in \[32, 48\]; need multiples of 32"),
-        ({"widths": (32, 64), "head_dim": 48}, "multiples of 32 and of head_dim, 48"),
+        ({"widths": (32, 64), "heads": 3}, "multiples of 32 and of heads, 3"),
         ({"widths": (0,)}, "width 0"),
         ({"widths": ()}, "at least one of each"),
         ({"layers": 0}, "layers 0"),
+        ({"heads": 0}, "heads 0"),
     ],
 )
 def test_sizes_that_do_not_divide_are_refused(arguments: dict[str, Any], message: str) -> None:

@@ -1,25 +1,21 @@
-"""The published tables, their counts made here from the very configurations that train."""
+"""The way from SDXL's UNet to SnapGen's."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
-
-import torch
-import yaml
-from jsonargparse import ArgumentParser
+from typing import NamedTuple
 
 from snapgen_pl.experiments import experiments_dir
-from snapgen_pl.metrics.published import ABLATION
 from snapgen_pl.models.count import count
-from snapgen_pl.models.denoiser import Denoiser
+from snapgen_pl.tables.declared import CLASS_TEXT_TOKENS, declared_denoiser, measured_fids
+from snapgen_pl.tables.layout import Table, number
+from snapgen_pl.tables.published import ABLATION
 
-CLASS_TEXT_TOKENS = 77
-ABLATION_NOTES = """\
+NOTES = """\
 Parameters and GMACs are counted from the YAML files in experiments/imagenet256/ablation (4 latent channels, 77 context
 tokens of width 768); changes are those counted / those published, in percent, GMACs at 128x128 latents. Row 4 compares
 with row 2. The published changes are reported by a third party, and its pair for the separable step (-24, -15) together
-with the total of 372 M fits no single structure that was tried. FIDs are published, none is reproduced here."""
+with the total of 372 M fits no single structure that was tried. FIDs are published ones; those measured here stand in
+the last column, where a report exists."""
 
 
 class AblationRow(NamedTuple):
@@ -35,6 +31,7 @@ class AblationRow(NamedTuple):
         params_change_published: as published.
         macs_change_published: as published.
         fid_published: as published.
+        fid_measured: of a run of this project.
     """
 
     row: str
@@ -46,23 +43,15 @@ class AblationRow(NamedTuple):
     params_change_published: float | None
     macs_change_published: float | None
     fid_published: float | None
+    fid_measured: float | None
 
 
-def table(name: Literal["ablation"], format: Literal["md", "json"] = "md") -> str:  # noqa: A002 (the flag's name)
-    """Makes a published table.
+def ablation(fids: Mapping[str, float]) -> list[AblationRow]:
+    """Counts every row from its YAML, the reference last.
 
     Args:
-        name: which one; ``ablation`` is the way from SDXL's UNet to SnapGen's.
-        format: Markdown or JSON.
+        fids: measured, by the stem of a row's file.
     """
-    rows = ablation()
-    if format == "json":
-        return json.dumps([row._asdict() for row in rows], indent=2)
-    return _ablation_markdown(rows)
-
-
-def ablation() -> list[AblationRow]:
-    """Counts every row of the ablation from its YAML, the reference last."""
     folder = experiments_dir() / "imagenet256" / "ablation"
     rows: list[AblationRow] = []
     for step in ABLATION:
@@ -80,46 +69,39 @@ def ablation() -> list[AblationRow]:
                 step.params_change,
                 step.macs_change,
                 step.fid,
+                fids.get(step.file),
             )
         )
     return rows
 
 
-def declared_denoiser(file: Path) -> Denoiser:
-    """The denoiser that a configuration declares, on the meta device.
-
-    Args:
-        file: YAML with ``model.init_args.denoiser``.
-    """
-    parser = ArgumentParser()
-    parser.add_subclass_arguments(Denoiser, "denoiser")
-    declared = yaml.safe_load(file.read_text())["model"]["init_args"]["denoiser"]
-    with torch.device("meta"):
-        denoiser: Denoiser = parser.instantiate(parser.parse_object({"denoiser": declared})).denoiser
-    return denoiser
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others numbers."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
-
-
-def _ablation_markdown(rows: list[AblationRow]) -> str:
-    header = ("row", "params M", "GMACs 32x32", "GMACs 128x128", "params change", "MACs change", "FID published")
+def ablation_table(reports: Path | None) -> Table:
+    """Counted and published changes side by side."""
+    rows = ablation(measured_fids(reports))
+    header = (
+        "row",
+        "params M",
+        "GMACs 32x32",
+        "GMACs 128x128",
+        "params change",
+        "MACs change",
+        "FID published",
+        "FID measured",
+    )
     cells = [
         (
-            f"{number}. {row.row}",
+            f"{place}. {row.row}",
             f"{row.params_m:.2f}",
             f"{row.gmacs_32:.2f}",
             f"{row.gmacs_128:.1f}",
             _change(row.params_change, row.params_change_published),
             _change(row.macs_change, row.macs_change_published),
-            "" if row.fid_published is None else f"{row.fid_published:.2f}",
+            number(row.fid_published, 2),
+            number(row.fid_measured, 2),
         )
-        for number, row in enumerate(rows, start=1)
+        for place, row in enumerate(rows, start=1)
     ]
-    return f"{markdown(header, cells)}\n\n{ABLATION_NOTES}"
+    return Table([row._asdict() for row in rows], header, cells, NOTES)
 
 
 def _percent(value: float, before: float) -> float:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from snapgen_pl.metrics.tables import table
+from snapgen_pl.tables.table import table
 
 
 @pytest.fixture(scope="module")

@@ -33,3 +33,41 @@ ABLATION = (
     AblationStep("cross-attention from the first stage", "7_cross_attention_first", 5),
     AblationStep("QK norm, RoPE: SnapGen", "8_reference", 6, fid=2.06),
 )
+
+
+class PublishedModel(NamedTuple):
+    """A row of the ImageNet-256 table as SnapGen's authors print it.
+
+    Attributes:
+        model: its name.
+        key: names its reports.
+        file: what declares it, under experiments/imagenet256.
+        channels: of the latent that its compute is counted at.
+        latent_size: height and width of that latent.
+        tokens: context tokens it is counted with.
+        params_m: millions of parameters.
+        gmacs: billions of multiply-accumulates.
+        fid: with guidance.
+    """
+
+    model: str
+    key: str
+    file: str
+    channels: int
+    latent_size: int
+    tokens: int
+    params_m: float
+    gmacs: float
+    fid: float
+
+
+IMAGENET256 = (
+    PublishedModel("LDM-4", "ldm_4", "peers/ldm_4.yaml", 3, 64, 1, 400, 104, 3.60),
+    PublishedModel("U-ViT-L", "uvit_l", "peers/uvit_l.yaml", 4, 32, 1, 287, 77, 3.40),
+    PublishedModel("U-ViT-H", "uvit_h", "peers/uvit_h.yaml", 4, 32, 1, 501, 133, 2.29),
+    PublishedModel("DiT-XL", "dit_xl", "peers/dit_xl.yaml", 4, 32, 1, 675, 119, 2.27),
+    PublishedModel("SiT-XL", "sit_xl", "peers/dit_xl.yaml", 4, 32, 1, 675, 119, 2.06),
+    PublishedModel("SnapGen", "8_reference", "ablation/8_reference.yaml", 4, 32, 77, 372, 38, 2.06),
+)
+
+NOT_REPRODUCED = "SnapGen's 2.06 is not reproduced here: it takes thousands of GPU hours."

@@ -1,0 +1,53 @@
+"""The LightningDataModule of labels alone, for drawing from networks whose training images are not at hand."""
+
+import lightning as L
+
+from snapgen_pl.data.datamodule import LabelRequests
+from snapgen_pl.data.loader import even_batches
+from snapgen_pl.metrics.draws import uniform
+
+
+class LabelData(L.LightningDataModule):
+    """Requests for samples of uniformly random classes; classes are called "0", "1", ...
+
+    The label at a position depends on (seed, position) alone. Each process takes every world_size-th position.
+
+    Args:
+        num_classes: labels are 0 to num_classes - 1.
+        samples: number of samples to ask for.
+        seed: seeds the labels; in [0, 2^48).
+        batch_size: samples that a process draws at once.
+
+    Raises:
+        ValueError: for values out of range.
+    """
+
+    def __init__(self, num_classes: int = 1000, samples: int = 50_000, seed: int = 0, batch_size: int = 64) -> None:
+        super().__init__()
+        for name, value in (("num_classes", num_classes), ("samples", samples), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= seed < 1 << 48:
+            raise ValueError(f"seed must lie in [0, 2^48), got {seed}")
+        self.num_classes, self.samples, self.seed, self.batch_size = num_classes, samples, seed, batch_size
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; labels index them."""
+        return tuple(map(str, range(self.num_classes)))
+
+    def predict_dataloader(self) -> LabelRequests:
+        """This process's requests.
+
+        Raises:
+            ValueError: where there are fewer samples than processes.
+        """
+        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if self.samples < ranks:
+            raise ValueError(f"{self.samples} samples do not go round {ranks} processes; ask for more of them")
+        labels: list[int] = uniform(self.num_classes, self.samples, self.seed).label_B.tolist()
+        return LabelRequests(labels, even_batches(self.samples, self.batch_size, rank, ranks))
+
+    def test_dataloader(self) -> LabelRequests:
+        """One request: Lightning tests where there is a batch, and callbacks draw what they measure by themselves."""
+        return LabelRequests([0], [[0]])

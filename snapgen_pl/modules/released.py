@@ -1,0 +1,81 @@
+"""Draws from weights that others released: wiring only."""
+
+import lightning as L
+from torch import Tensor
+
+from snapgen_pl.data.source import LabelBatch
+from snapgen_pl.flow.guidance import Guidance
+from snapgen_pl.flow.samplers import NamedSampler, Sampler
+from snapgen_pl.metrics.sample_metric import Facts
+from snapgen_pl.modules.frozen import make_ready
+from snapgen_pl.released.drawer import Drawer
+
+
+class Released(L.LightningModule):
+    """Predicts images of the labels asked for. There is nothing to train.
+
+    Args:
+        drawer: what draws; its weights are read when a verb begins.
+        seed: seeds the noise, besides a sample's position; in [0, 2^48).
+
+    Attributes:
+        images_seen: 0, for none was trained on here.
+    """
+
+    def __init__(self, drawer: Drawer, seed: int = 0) -> None:
+        super().__init__()
+        if not 0 <= seed < 1 << 48:
+            raise ValueError(f"seed is {seed}; it must lie in [0, 2^48)")
+        self.drawer, self.seed = drawer, seed
+        self.images_seen = 0
+
+    @property
+    def sampler(self) -> NamedSampler:
+        """The drawer's."""
+        return self.drawer.sampler
+
+    @property
+    def guidance(self) -> Guidance:
+        """The drawer's."""
+        return self.drawer.guidance
+
+    def setup(self, stage: str) -> None:
+        """Reads the weights.
+
+        Raises:
+            ValueError: for a verb other than ``predict`` and ``test``.
+        """
+        if stage not in ("predict", "test"):
+            raise ValueError(f"released weights are drawn from and measured, nothing else: use test, not {stage}")
+        make_ready(self.trainer, self.drawer.ready)
+
+    @property
+    def image_size(self) -> int:
+        """The drawer's."""
+        return self.drawer.image_size
+
+    def weights_digest(self) -> str:
+        """SHA-256 over the weights as read."""
+        return self.drawer.describe().weights
+
+    def decoder(self) -> Facts:
+        """What makes pixels of latents."""
+        facts = self.drawer.describe()
+        return {"decoder": facts.decoder, "weights": facts.decoder_weights}
+
+    def test_step(self, batch: LabelBatch, batch_idx: int) -> None:
+        """Nothing: callbacks draw what they measure."""
+
+    def predict_step(self, batch: LabelBatch, batch_idx: int) -> Tensor:
+        """Images for the labels asked for."""
+        return self.sample(batch)
+
+    def sample(self, request: LabelBatch, sampler: Sampler | None = None, guidance: Guidance | None = None) -> Tensor:
+        """The same images for the same request: uint8 (B, 3, image_size, image_size).
+
+        Raises:
+            ValueError: for a sampler or guidance other than the drawer's.
+        """
+        if sampler not in (None, self.sampler) or guidance not in (None, self.guidance):
+            raise ValueError("released weights are drawn from by their own sampler; set model.drawer's instead")
+        return self.drawer.draw(self.seed, LabelBatch(*(tensor.to(self.device) for tensor in request)))

@@ -1,0 +1,128 @@
+"""DiT's released weights, through diffusers' network and the sampling of DiT's paper."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snapgen_pl.autoencoders.autoencoder import Autoencoder
+from snapgen_pl.digest import tensors_digest
+from snapgen_pl.flow.guidance import Guidance
+from snapgen_pl.flow.samplers import StepNoise
+from snapgen_pl.pretrained_folder import pretrained_folder
+from snapgen_pl.released.diffusion import DDPM, guided_noise
+from snapgen_pl.released.drawer import Drawer, DrawerFacts
+
+TRANSFORMER = "transformer"
+_FILES = ("config.json", "diffusion_pytorch_model.*")
+
+
+class DiT(Drawer):
+    """DiT-XL/2 at 256 px, as diffusers publishes it: a pipeline whose ``transformer`` this reads.
+
+    The defaults are of the published FID of 2.27: 250 steps of DDPM with the learned variance, guidance 1.5 on the
+    first 3 of 4 channels. ``DiTPipeline`` itself gives another number: it drops the variances, guides all channels,
+    draws steps' noise from the process's generator, and spaces the sinusoid's frequencies otherwise than DiT does.
+
+    Args:
+        autoencoder: of the latents: sd-vae-ft-ema, or the pipeline's ``vae``.
+        path: the pipeline's folder, or its name on the Hugging Face hub.
+        revision: branch, tag or commit on the hub.
+        image_size: side of the images, in pixels.
+        num_classes: labels that it knows; one more stands for none.
+        sampler: draws the latents.
+        guidance: guides it.
+
+    Raises:
+        ValueError: where sizes do not fit together.
+    """
+
+    sampler: DDPM
+    network: Any  # diffusers has no types
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        path: str = "facebook/DiT-XL-2-256",
+        revision: str | None = None,
+        image_size: int = 256,
+        num_classes: int = 1000,
+        sampler: DDPM = DDPM(steps=250),  # noqa: B008 (frozen)
+        guidance: Guidance = Guidance(scale=1.5, channels=3),  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__(image_size, num_classes, guidance)
+        if image_size % autoencoder.downsampling:
+            raise ValueError(
+                f"image_size {image_size} is not a multiple of the autoencoder's {autoencoder.downsampling}"
+            )
+        self.autoencoder, self.sampler = autoencoder, sampler
+        self.path, self.revision = path, revision
+        self._weights = ""
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one latent."""
+        side = self.image_size // self.autoencoder.downsampling
+        return self.autoencoder.channels, side, side
+
+    def ready(self, folder: Path) -> list[str]:
+        """Reads the transformer and the autoencoder."""
+        if self._weights:
+            return []
+        network = self._network()
+        self._check(network.config)
+        for block in network.transformer_blocks:
+            block.norm1.emb.time_proj.downscale_freq_shift = 0  # DiT's frequencies; diffusers' differ a little
+        self.network = network.eval().requires_grad_(False)
+        lines = [f"DiT: {self.path}", self.autoencoder.ready(folder, ())]
+        self._weights = tensors_digest(network.state_dict())
+        return [line for line in lines if line]
+
+    def describe(self) -> DrawerFacts:
+        """See Drawer.describe."""
+        identity = self.autoencoder.identity()
+        return self._facts(self._weights, str(identity["class"]), str(identity["weights"]))
+
+    def _network(self) -> Any:
+        from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+
+        place = pretrained_folder(self.path, [f"{TRANSFORMER}/{name}" for name in _FILES], self.revision) / TRANSFORMER
+        try:
+            # Pickled weights, which the hub has of it, are read as tensors alone. DiT's norms take 1e-6 throughout.
+            network, report = DiTTransformer2DModel.from_pretrained(
+                place, norm_eps=1e-6, low_cpu_mem_usage=False, output_loading_info=True
+            )
+        except (OSError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"{place} holds no transformer of a DiT pipeline, or a damaged one: {reason}") from error
+        if wrong := [*report["missing_keys"], *report["mismatched_keys"], *report["unexpected_keys"]]:
+            raise ValueError(f"the weights in {place} are another network's: {min(map(str, wrong))}; download it again")
+        return network
+
+    def _check(self, config: Any) -> None:
+        channels, side, _ = self.latent_shape
+        wanted = {
+            "in_channels": channels,
+            "out_channels": 2 * channels,
+            "sample_size": side,
+            "num_embeds_ada_norm": self.num_classes,
+        }
+        if wrong := [
+            f"{name} {config[name]} instead of {value}" for name, value in wanted.items() if config[name] != value
+        ]:
+            raise ValueError(
+                f"{self.path} does not fit: {', '.join(wrong)}; set image_size, num_classes and autoencoder to its own"
+            )
+
+    def _sampled(self, label_B: Tensor, noise_BCHW: Tensor, step_noise: StepNoise) -> Tensor:
+        return self.sampler(
+            guided_noise(self._predicted, label_B, self.num_classes, self.guidance), noise_BCHW, step_noise
+        )
+
+    def _predicted(self, x_BCHW: Tensor, k: int, label_B: Tensor) -> Tensor:
+        predicted: Tensor = self.network(x_BCHW, torch.full_like(label_B, k), class_labels=label_B).sample
+        return predicted
+
+    def _decoded(self, latent_BCHW: Tensor) -> Tensor:
+        return self.autoencoder.decode(self.autoencoder.to_raw(latent_BCHW))

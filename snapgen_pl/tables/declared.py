@@ -1,0 +1,45 @@
+"""What configurations declare, and what was measured of it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+
+from snapgen_pl.experiments import experiments_dir
+from snapgen_pl.metrics.fid_report import FIDReport, check_comparable, read_report
+from snapgen_pl.models.denoiser import Denoiser
+
+CLASS_TEXT_TOKENS = 77
+
+
+def declared_denoiser(file: Path, **arguments: int) -> Denoiser:
+    """The denoiser that a configuration declares, on the meta device.
+
+    Args:
+        file: YAML with ``model.init_args.denoiser``.
+        arguments: of the denoiser, in place of the file's.
+    """
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(Denoiser, "denoiser")
+    declared = yaml.safe_load(file.read_text(encoding="utf-8"))["model"]["init_args"]["denoiser"]
+    declared["init_args"] = declared.get("init_args", {}) | arguments
+    with torch.device("meta"):
+        denoiser: Denoiser = parser.instantiate(parser.parse_object({"denoiser": declared})).denoiser
+    return denoiser
+
+
+def measured_fids(reports: Path | None) -> Mapping[str, float]:
+    """FIDs of 50,000 samples, by the name of the report's file without its ending.
+
+    Args:
+        reports: the folder of ``<row>.json`` files that ``test`` wrote; None is the published experiments' own.
+
+    Raises:
+        ValueError: for a file that is no report, or reports that were measured differently.
+    """
+    folder = reports or experiments_dir() / "results" / "imagenet256"
+    found: dict[str, FIDReport] = {file.stem: read_report(file) for file in sorted(folder.glob("*.json"))}
+    check_comparable(found)
+    return {name: report.values["fid"].value for name, report in found.items() if "fid" in report.values}

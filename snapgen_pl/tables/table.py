@@ -1,0 +1,30 @@
+"""The verb ``table``."""
+
+from pathlib import Path
+from typing import Literal
+
+from snapgen_pl.tables.ablation import ablation_table
+from snapgen_pl.tables.cost import cost_table
+from snapgen_pl.tables.emoji import emoji_table
+from snapgen_pl.tables.imagenet256 import imagenet256_table
+from snapgen_pl.tables.layout import Format
+
+
+def table(
+    name: Literal["imagenet256", "ablation", "emoji", "cost"],
+    format: Format = "md",  # noqa: A002 (the flag's name)
+    reports: Path | None = None,
+) -> str:
+    """Makes a table.
+
+    Args:
+        name: ``imagenet256`` has SnapGen beside its peers, ``ablation`` the way from SDXL's UNet to SnapGen's,
+            ``emoji`` both in small as measured here, ``cost`` what the large ones take.
+        format: Markdown, JSON or CSV.
+        reports: the folder of measurements to show, ``<row>.json`` each; by default the published experiments' own.
+
+    Raises:
+        ValueError: for measurements that cannot be read, or do not compare.
+    """
+    make = {"imagenet256": imagenet256_table, "ablation": ablation_table, "emoji": emoji_table, "cost": cost_table}
+    return make[name](reports).text(format)

@@ -1,0 +1,83 @@
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+
+from snapgen_pl.__main__ import main
+from snapgen_pl.autoencoders.kl import KL
+from snapgen_pl.conditioning.class_tokens import ClassTokens
+from snapgen_pl.data.label_data import LabelData
+from snapgen_pl.data.source import LabelBatch
+from snapgen_pl.flow.guidance import Guidance
+from snapgen_pl.flow.samplers import Euler
+from snapgen_pl.models.peers.dit import DiT, position_table
+from snapgen_pl.modules.released import Released
+from snapgen_pl.released.sit import SiT, sit_names
+from tests.tiny_kl import kl
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments" / "imagenet256" / "released"
+
+
+def sit(folder: Path) -> SiT:
+    """A small SiT with random weights, its file and autoencoder in a folder."""
+    kl().save_pretrained(folder / "vae")
+    drawer = SiT(
+        str(folder / "sit.pt"), KL(str(folder / "vae")), 32, 5, 32, 1, 4, sampler=Euler(2), guidance=Guidance(1.5)
+    )
+    torch.manual_seed(0)
+    parts = {"denoiser": DiT(4, 32, 1, 4, context_dim=32, learn_sigma=True), "labels": ClassTokens(5, 1, 32)}
+    state = torch.nn.ModuleDict(parts).state_dict()
+    tensors = {theirs: torch.randn_like(state[ours]) * 0.2 for ours, theirs in sit_names(1).items()}
+    torch.save(tensors | {"pos_embed": position_table(4, 4, 32, torch.device("cpu"))[None]}, folder / "sit.pt")
+    return drawer
+
+
+def trainer(folder: Path, **options: Any) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        **options,
+    )
+
+
+def test_predict_reads_the_weights_and_draws_every_position(tmp_path: Path) -> None:
+    module = Released(sit(tmp_path), seed=3)
+    assert not list(module.parameters())
+    data = LabelData(5, samples=5, batch_size=2)
+    batches = trainer(tmp_path).predict(module, data)
+    assert batches is not None
+    images = torch.cat([batch for batch in batches if isinstance(batch, Tensor)])
+    assert images.shape == (5, 3, 32, 32)
+    requests = list(data.predict_dataloader())
+    whole = LabelBatch(*(torch.cat(parts) for parts in zip(*requests, strict=True)))
+    assert (module.sample(whole).int() - images.int()).abs().max() <= 1
+    assert images.float().std(dim=0).mean() > 1
+    assert (module.images_seen, module.sampler, module.guidance) == (0, Euler(2), Guidance(1.5))
+
+
+def test_other_verbs_and_seeds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="use test, not fit"):
+        Released(sit(tmp_path)).setup("fit")
+    with pytest.raises(ValueError, match="seed is -1"):
+        Released(sit(tmp_path), seed=-1)
+
+
+def test_the_command_line_draws_from_an_experiments_file_at_small_size(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sit(tmp_path)
+    drawer = {"path": tmp_path / "sit.pt", "autoencoder.path": tmp_path / "vae", "image_size": 32, "num_classes": 5}
+    sizes = {"hidden": 32, "depth": 1, "heads": 4, "sampler.steps": 2}
+    words = [word for key, value in (drawer | sizes).items() for word in (f"--model.drawer.{key}", str(value))]
+    words += ["--data.num_classes", "5", "--data.samples", "3", "--trainer.callbacks", "null", "--runs", str(tmp_path)]
+    words += ["--trainer.accelerator", "cpu"]
+    assert main(["predict", "--config", str(EXPERIMENTS / "sit_xl.yaml"), *words]) == 0
+    assert f"SiT: {tmp_path / 'sit.pt'}, 1 blocks of width 32" in caplog.text
