@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := snapgen_pl callbacks benchmarks tests
 
-.PHONY: install quickstart format check test test-slow
+.PHONY: install quickstart experiments format check test test-slow
 
 install: $(VENV)/installed
 
@@ -13,10 +13,17 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	# What tests hold FID against. It lies apart: torchvision, which it needs, breaks other packages beside a CPU's torch.
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --target $(VENV)/fid \
+		--upgrade torch-fidelity torchvision
 	touch $@
 
 quickstart: install
 	$(BIN)/python -m snapgen_pl fit --config experiments/quickstart.yaml
+
+# The published tables in small, row by row; interrupted, it goes on where it was.
+experiments: install
+	$(BIN)/python -m benchmarks.emoji_table
 
 format: install
 	$(BIN)/ruff format $(SOURCES)

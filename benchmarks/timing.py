@@ -4,18 +4,16 @@ import os
 import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-ROOT = Path(__file__).parent.parent
+from snapgen_pl.provenance import describe_code, describe_machine
 
 
 class Sample(NamedTuple):
@@ -102,33 +100,18 @@ def environment(module: str, accelerator: bool = False) -> Environment:
         module: the benchmark's module, for the command.
         accelerator: whether the GPU took part.
     """
-    status = _git("status", "--porcelain")
+    code, machine = describe_code(), describe_machine()
     return Environment(
         command=shlex.join(["python", "-m", module, *sys.argv[1:]]),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=_git("rev-parse", "HEAD"),
-        dirty=None if status is None else bool(status),
-        processor=_processor(),
-        cores=os.cpu_count() or 1,
-        threads=torch.get_num_threads(),
+        commit=code.commit,
+        dirty=code.dirty,
+        processor=machine.cpu,
+        cores=machine.cores or 1,
+        threads=machine.threads,
         omp_wait_policy=os.environ["OMP_WAIT_POLICY"],
         load_average=round(os.getloadavg()[0], 2),
         accelerator=torch.cuda.get_device_name() if accelerator else None,
         python=platform.python_version(),
         torch=torch.__version__,
     )
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

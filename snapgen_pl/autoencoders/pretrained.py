@@ -1,8 +1,7 @@
 """Autoencoders of diffusers: what loading and running them has in common."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from snapgen_pl.autoencoders.autoencoder import Autoencoder
 from snapgen_pl.digest import tensors_digest
 from snapgen_pl.pretrained_folder import pretrained_folder
+from snapgen_pl.tf32 import tf32
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 DType = Literal["float32", "bfloat16", "float16"]
@@ -108,7 +108,7 @@ class Pretrained(Autoencoder):
     def decode(self, raw_BCHW: Tensor) -> Tensor:
         """(B, channels, h, w) -> (B, 3, downsampling * h, downsampling * w)."""
         self._check_ready()
-        with _rounding(self.tf32):
+        with tf32(self.tf32):
             image_BCHW: Tensor = self.network.decode(raw_BCHW.to(self.network.dtype)).sample
         return image_BCHW.float()
 
@@ -120,7 +120,7 @@ class Pretrained(Autoencoder):
                 f"images of {tuple(image_BCHW.shape[-2:])} pixels do not divide by the autoencoder's "
                 f"{self.downsampling}; crop them to a multiple"
             )
-        with _rounding(self.tf32):
+        with tf32(self.tf32):
             return self.network.encode(image_BCHW.to(self.network.dtype))
 
     def _config(self) -> dict[str, Any]:
@@ -167,14 +167,3 @@ class Pretrained(Autoencoder):
     def _check_ready(self) -> None:
         if not self._weights:
             raise ValueError(f"{type(self).__name__} has no weights yet; call ready() first")
-
-
-@contextmanager
-def _rounding(tf32: bool) -> Iterator[None]:
-    """Lets GPUs round fp32 products to TF32, or not; convolutions do by default, matrix products do not."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

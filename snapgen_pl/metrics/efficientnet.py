@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from snapgen_pl.images import check_uint8
+
 # The reference implementation's normalisation of bytes (Liu, EfficientNet-Lite, 2020): on photographs it gives this
 # checkpoint surer and better classes than ImageNet's mean and deviation.
 _MEAN, _STD = 127.0, 128.0
@@ -44,11 +46,7 @@ class EfficientNetLite0(nn.Module):
         Returns:
             fp32 (B, 1280).
         """
-        if image_BCHW.dtype != torch.uint8 or image_BCHW.ndim != 4 or image_BCHW.shape[1] != 3:
-            raise ValueError(
-                f"expected uint8 images (B, 3, H, W), got {image_BCHW.dtype} {tuple(image_BCHW.shape)}; "
-                "snapgen_pl.images.to_uint8 converts"
-            )
+        check_uint8(image_BCHW)
         with torch.autocast(image_BCHW.device.type, enabled=False):
             pixels = image_BCHW.float()
             size = (self.input_size, self.input_size)

@@ -9,6 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from snapgen_pl.images import check_uint8
+from snapgen_pl.tf32 import tf32
+
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 _SPATIAL_CHANNELS = 7
 
@@ -55,17 +58,13 @@ class Inception(nn.Module):
     @torch.no_grad()
     def forward(self, image_BCHW: Tensor) -> InceptionFeatures:
         """Features of uint8 RGB images (B, 3, H, W), which the network resizes to 299 x 299 as TensorFlow 1 does."""
-        if image_BCHW.dtype != torch.uint8 or image_BCHW.ndim != 4 or image_BCHW.shape[1] != 3:
-            raise ValueError(
-                f"expected uint8 images (B, 3, H, W), got {image_BCHW.dtype} {tuple(image_BCHW.shape)}; "
-                "snapgen_pl.images.to_uint8 converts"
-            )
+        check_uint8(image_BCHW)
         branch = self.network.get_submodule("Mixed_6d.branch1x1")  # TensorFlow's mixed_6/conv
         kept: list[Tensor] = []
         with (
             branch.register_forward_hook(lambda *call: kept.append(call[-1])),
             torch.autocast(image_BCHW.device.type, enabled=False),
-            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+            tf32(False),
         ):
             pool_BD, logits_BK = self.network(image_BCHW)
         spatial_BHWC = kept[0][:, :_SPATIAL_CHANNELS].permute(0, 2, 3, 1)

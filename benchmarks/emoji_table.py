@@ -1,0 +1,103 @@
+"""The published tables in small, really trained: ``python -m benchmarks.emoji_table``, or ``make experiments``.
+
+Row by row and seed by seed; what has a record is not done again, and a run that was interrupted goes on where it was.
+``python -m snapgen_pl table emoji`` prints the records.
+"""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import auto_cli
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from snapgen_pl.metrics.fid_report import read_report
+from snapgen_pl.runs import Run
+from snapgen_pl.tables.emoji import QUALITY, ROWS, RowRecord, SmallRow, emoji
+
+TABLE = Path("experiments/emoji/table")
+RESULTS = Path("experiments/results/emoji_table")
+PLOT = Path("experiments/results/emoji_table.png")
+
+
+def main(rows: Sequence[str] = tuple(ROWS), seeds: Sequence[int] = (0,), runs: Path = Path("runs")) -> None:
+    """Trains, measures and records rows, and draws quality against compute.
+
+    Args:
+        rows: files of experiments/emoji/table, without their ending.
+        seeds: of the runs; three where a GPU makes them quick.
+        runs: the folder of all runs.
+
+    Raises:
+        ValueError: for a row that there is no file of.
+    """
+    if unknown := [row for row in rows if row not in ROWS]:
+        raise ValueError(f"no rows {unknown}; there are {', '.join(ROWS)}")
+    for seed in seeds:
+        for row in rows:
+            if not (RESULTS / f"{row}-seed{seed}.json").exists():
+                train(row, seed, runs)
+                print(f"Written to {record(row, seed, runs).write(RESULTS)}", flush=True)
+    plot(emoji(RESULTS), PLOT)
+    print(f"Drawn in {PLOT}")
+
+
+def folder(row: str, seed: int, runs: Path) -> Path:
+    """Where a row's run lies."""
+    return runs / "emoji-table" / f"{row}-seed{seed}"
+
+
+def train(row: str, seed: int, runs: Path) -> None:
+    """Trains a row to its end, from where it was.
+
+    Raises:
+        subprocess.CalledProcessError: where ``fit`` fails; it says why by itself.
+    """
+    run = Run(folder(row, seed, runs))
+    settings = {"runs": run.folder.parent, "name": run.folder.name, "seed_everything": seed}
+    settings |= {"model.seed": seed, "data.seed": seed}
+    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    if run.exists():
+        words += ["--ckpt_path", "last"]
+    configs = ["--config", str(TABLE / "base.yaml"), "--config", str(TABLE / f"{row}.yaml")]
+    subprocess.run([sys.executable, "-m", "snapgen_pl", "fit", *configs, *words], check=True)
+
+
+def record(row: str, seed: int, runs: Path) -> RowRecord:
+    """What came out of a run that is at its end.
+
+    Raises:
+        ValueError: where the run is not, or was not validated after its last step.
+    """
+    run = folder(row, seed, runs)
+    events = EventAccumulator(str(run)).Reload()
+    loss, seconds = events.Scalars("val/loss")[-1], events.Scalars("train/seconds")[-1]
+    report = read_report(run / "metrics.json")
+    if loss.step != seconds.step:
+        raise ValueError(f"{run}: validated at step {loss.step}, trained to {seconds.step}; the row's cadence must fit")
+    return RowRecord(row, seed, loss.value, round(seconds.value, 1), report)
+
+
+def plot(rows: Sequence[SmallRow], path: Path) -> None:
+    """Draws kid_effnet and validation loss of every measured row against its compute."""
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    for axes, quality in zip(figure.subplots(1, 2), (QUALITY, "validation_loss"), strict=True):
+        for row in rows:
+            value = getattr(row, quality)
+            if value is None:
+                continue
+            ours = row.row[0].isdigit()
+            axes.plot(row.gmacs, value, marker="o" if ours else "s", color="tab:blue" if ours else "tab:orange")
+            axes.annotate(
+                row.row.split(".")[0] if ours else row.row, (row.gmacs, value), (5, 4), textcoords="offset points"
+            )
+        axes.set(xlabel="GMACs of a forward at 32x32 latents", ylabel=quality, xscale="log")
+        axes.grid(alpha=0.3)
+    figure.suptitle("Blue: rows 1 to 8 of the ablation, 8 is SnapGen; orange: peers. Lower is better")
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)
