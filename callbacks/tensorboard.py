@@ -10,6 +10,12 @@ from torch.utils.tensorboard.summary import hparams
 
 from snapgen_pl.config_files import Value, flatten, load_config
 
+CHARTS: Mapping[str, Sequence[str]] = {
+    "loss": ("train/loss", "val/loss"),
+    "loss by time": ("val_loss_by_t/.*",),
+    "kid_effnet": ("kid_effnet$", "kid_effnet/.*"),
+    "speed": ("train/images_per_second",),
+}
 _HPARAMS = ("model.", "data.", "ema.", "seed_everything", "trainer.max_steps", "trainer.precision")
 
 
@@ -34,16 +40,16 @@ class RunPage(L.Callback):
 
     Args:
         metrics: tags that rank runs in the HPARAMS tab, by their latest value.
-        together: tags drawn in one chart of the CUSTOM SCALARS tab.
+        charts: of the CUSTOM SCALARS tab: the tags of each, as regular expressions.
     """
 
     def __init__(
         self,
         metrics: Sequence[str] = ("val/loss", "kid_effnet"),
-        together: Sequence[str] = ("train/loss", "val/loss"),
+        charts: Mapping[str, Sequence[str]] = CHARTS,
     ) -> None:
         self.metrics = tuple(metrics)
-        self.together = tuple(together)
+        self.charts = {name: list(tags) for name, tags in charts.items()}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes, on the first rank, where TensorBoard is a logger."""
@@ -56,7 +62,7 @@ class RunPage(L.Callback):
 
     def _write(self, writer: SummaryWriter, config: Path) -> None:
         writer.add_text("config", f"```yaml\n{config.read_text(encoding='utf-8')}\n```")
-        writer.add_custom_scalars({"loss": {"together": ["Multiline", list(self.together)]}})
+        writer.add_custom_scalars({"run": {name: ["Multiline", tags] for name, tags in self.charts.items()}})
         # By hand: SummaryWriter.add_hparams opens a run of its own, Lightning's log_hyperparams adds a point at step 0.
         # Of the metrics only the names count.
         for summary in hparams(hyperparameters(load_config(config)), dict.fromkeys(self.metrics, 0)):  # type: ignore[no-untyped-call]

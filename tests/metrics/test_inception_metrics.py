@@ -11,13 +11,14 @@ from torch import Tensor
 from snapgen_pl.data.emoji.vendored import Style, Vendored
 from snapgen_pl.metrics.feature_store import MemoryFeatures
 from snapgen_pl.metrics.fid_report import read_report
-from snapgen_pl.metrics.frechet import frechet_distance
 from snapgen_pl.metrics.image_sets import write_npz, write_pictures
 from snapgen_pl.metrics.inception_metrics import InceptionMetrics
-from snapgen_pl.metrics.inception_reference import moments_of
+from snapgen_pl.metrics.inception_reference import InceptionReference, moments_of
+from snapgen_pl.metrics.inception_score import inception_score
 from snapgen_pl.metrics.precision_recall import precision_recall
 from snapgen_pl.metrics.stored_images import reference, report
 from tests.metrics.fidelity import random_weights
+from tests.metrics.test_against_torch_fidelity import by_features
 
 CPU = torch.device("cpu")
 COUNT = 24
@@ -53,9 +54,11 @@ def features(metric: InceptionMetrics, image_BCHW: Tensor) -> MemoryFeatures:
     return MemoryFeatures(len(image_BCHW), [metric.features(batch) for batch in image_BCHW.split(10)])
 
 
-def values(metric: InceptionMetrics, drawn: MemoryFeatures) -> dict[str, float]:
-    """All but the count of eigenvalues that rounding made negative, which are many where features are few."""
-    return {name: score.value for name, score in metric.measure(drawn).items() if "clipped" not in name}
+def assert_same(found: InceptionReference, expected: InceptionReference, tolerance: float = 1e-4) -> None:
+    for ours, theirs in ((found.pool, expected.pool), (found.spatial, expected.spatial)):
+        torch.testing.assert_close(ours.mean_D, theirs.mean_D, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(ours.covariance_DD, theirs.covariance_DD, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found.features_ND, expected.features_ND, rtol=tolerance, atol=tolerance)
 
 
 def adm(path: Path, image_BCHW: Tensor, real: MemoryFeatures) -> Path:
@@ -72,68 +75,59 @@ def adm(path: Path, image_BCHW: Tensor, real: MemoryFeatures) -> Path:
     return path
 
 
-def test_values_are_named_by_their_number_and_made_of_the_right_features(
-    metric: InceptionMetrics, real: MemoryFeatures, drawn: MemoryFeatures
-) -> None:
-    metric.set_reference(real)
-    found = {name: score.value for name, score in metric.measure(drawn).items()}
-    assert list(found) == [
-        f"{name}@{COUNT}" for name in ("fid", "sfid", "is", "precision", "recall", "clipped_eigenvalues")
-    ]
-    pool, spatial = (
-        frechet_distance(*(moments_of(side.read(f"inception.{kind}")) for side in (drawn, real))).value
-        for kind in ("pool", "spatial")
-    )
-    assert (found[f"fid@{COUNT}"], found[f"sfid@{COUNT}"]) == (pytest.approx(pool), pytest.approx(spatial))
-    assert pool != pytest.approx(spatial, rel=0.1)
-
-
 def test_adms_file_a_folder_and_a_file_made_of_either_are_one_reference(
-    metric: InceptionMetrics, weights: Path, real: MemoryFeatures, drawn: MemoryFeatures, tmp_path: Path
+    metric: InceptionMetrics, weights: Path, real: MemoryFeatures, tmp_path: Path
 ) -> None:
     metric.set_reference(real)
-    expected = values(metric, drawn)
+    expected = metric.reference
     write_pictures(tmp_path / "folder", [emoji("noto")])
     write_npz(tmp_path / "images.npz", COUNT, [emoji("noto")])
     npz = adm(tmp_path / "adm.npz", emoji("noto"), real)
     for source in (tmp_path / "folder", tmp_path / "images.npz", npz):
         other = InceptionMetrics(weights, source, splits=3)
         other.prepare(CPU)
-        # Batches of other sizes, and ADM's fp32 mean.
-        assert values(other, drawn) == pytest.approx(expected, rel=1e-4)
+        assert_same(other.reference, expected)  # batches of other sizes, and ADM's fp32 mean
     reference(npz, weights, tmp_path / "made" / "reference.safetensors", device="cpu")
     cached = InceptionMetrics(weights, tmp_path / "made" / "reference.safetensors", splits=3)
     cached.prepare(CPU)
-    assert values(cached, drawn) == values(other, drawn)
+    assert_same(cached.reference, other.reference, tolerance=0)
     assert cached.protocol()["reference_sha256"] == other.protocol()["reference_sha256"]
+    assert cached.protocol()["reference_sha256"] != metric.protocol()["reference_sha256"]
 
 
-def test_precision_and_recall_take_the_first_so_many_references_and_all_samples(
-    weights: Path, metric: InceptionMetrics, real: MemoryFeatures, drawn: MemoryFeatures
+def test_precision_and_recall_take_the_first_so_many_references_and_moments_all(
+    weights: Path, real: MemoryFeatures
 ) -> None:
-    few = InceptionMetrics(weights, splits=3, manifold_references=10)
+    few = InceptionMetrics(weights, manifold_references=10)
     few.prepare(CPU)
     few.set_reference(real)
-    metric.set_reference(real)
-    found, all_of_them = values(few, drawn), values(metric, drawn)
-    pooled, own = (torch.cat(list(side.read("inception.pool"))) for side in (real, drawn))
-    expected = precision_recall(pooled[:10], own)
-    assert (found[f"precision@{COUNT}"], found[f"recall@{COUNT}"]) == expected
-    assert found[f"fid@{COUNT}"] == all_of_them[f"fid@{COUNT}"]
-    assert few.protocol() != metric.protocol()
+    pooled = torch.cat(list(real.read("inception.pool")))
+    assert torch.equal(few.reference.features_ND, pooled[:10])
+    assert few.reference.pool.count == COUNT
+    assert few.protocol()["manifold_references"] == 10
 
 
-def test_images_on_disk_are_reported_with_the_protocol(
+def test_images_on_disk_are_reported_by_name_value_and_protocol(
     weights: Path, metric: InceptionMetrics, real: MemoryFeatures, drawn: MemoryFeatures, tmp_path: Path
 ) -> None:
     write_npz(tmp_path / "samples.npz", COUNT, [emoji("twemoji")])
     write_pictures(tmp_path / "real", [emoji("noto")])
     text = report(tmp_path / "samples.npz", tmp_path / "real", weights, tmp_path / "report.json", device="cpu")
     found = read_report(tmp_path / "report.json")
-    metric.set_reference(real)
-    expected = frechet_distance(*(moments_of(side.read("inception.pool")) for side in (drawn, real))).value
-    assert found.values[f"fid@{COUNT}"].value == pytest.approx(expected, rel=1e-5)
-    assert f"{expected:.2f}"[:4] in text
+    names = ("fid", "sfid", "is", "precision", "recall", "clipped_eigenvalues")
+    assert list(found.values) == [f"{name}@{COUNT}" for name in names]
+    values = {name: found.values[f"{name}@{COUNT}"].value for name in names}
+
+    pool, spatial, logits = (
+        tuple(torch.cat(list(side.read(f"inception.{kind}"))) for side in (drawn, real))
+        for kind in ("pool", "spatial", "logits")
+    )
+    expected = {"fid": by_features(*pool), "sfid": by_features(*spatial), "is": inception_score(logits[0]).mean}
+    # Batches of another size.
+    assert {name: values[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert (values["precision"], values["recall"]) == precision_recall(pool[1], pool[0])
+    assert f"{values['fid']:.4f}" in text
+
     protocol = found.measurement["metrics"]["inception"]  # type: ignore[index]
     assert found.measurement["samples"] == COUNT
     assert protocol["weights"] == metric.protocol()["weights"]
