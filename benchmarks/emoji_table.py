@@ -9,15 +9,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from jsonargparse import auto_cli
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from snapgen_pl import checkpoints
 from snapgen_pl.metrics.fid_report import read_report
 from snapgen_pl.runs import Run
-from snapgen_pl.tables.emoji import QUALITY, ROWS, RowRecord, SmallRow, emoji
+from snapgen_pl.tables.emoji import QUALITY, ROWS, TABLE, RowRecord, SmallRow, emoji, recipe
 
-TABLE = Path("experiments/emoji/table")
+METRICS = "metrics.json"
 RESULTS = Path("experiments/results/emoji_table")
 PLOT = Path("experiments/results/emoji_table.png")
 
@@ -56,13 +58,26 @@ def train(row: str, seed: int, runs: Path) -> None:
         subprocess.CalledProcessError: where ``fit`` fails; it says why by itself.
     """
     run = Run(folder(row, seed, runs))
+    if (run.folder / METRICS).exists():
+        return
     settings = {"runs": run.folder.parent, "name": run.folder.name, "seed_everything": seed}
     settings |= {"model.seed": seed, "data.seed": seed}
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     if run.exists():
-        words += ["--ckpt_path", "last"]
+        words += ["--ckpt_path", str(begin_again(run))]
     configs = ["--config", str(TABLE / "base.yaml"), "--config", str(TABLE / f"{row}.yaml")]
     subprocess.run([sys.executable, "-m", "snapgen_pl", "fit", *configs, *words], check=True)
+
+
+def begin_again(run: Run) -> Path | str:
+    """Where an interrupted run goes on: at its newest checkpoint that is not of its end.
+
+    A run at its end has nothing left to do for ``fit``; what was cut off there is validation and samples.
+    """
+    end = int(yaml.safe_load((TABLE / "base.yaml").read_text())["trainer"]["max_steps"])
+    previous = run.folder / checkpoints.PREVIOUS
+    at_end = checkpoints.step_of(checkpoints.newest(run.folder)) == end
+    return previous if at_end else "last"
 
 
 def record(row: str, seed: int, runs: Path) -> RowRecord:
@@ -74,10 +89,10 @@ def record(row: str, seed: int, runs: Path) -> RowRecord:
     run = folder(row, seed, runs)
     events = EventAccumulator(str(run)).Reload()
     loss, seconds = events.Scalars("val/loss")[-1], events.Scalars("train/seconds")[-1]
-    report = read_report(run / "metrics.json")
+    report = read_report(run / METRICS)
     if loss.step != seconds.step:
         raise ValueError(f"{run}: validated at step {loss.step}, trained to {seconds.step}; the row's cadence must fit")
-    return RowRecord(row, seed, loss.value, round(seconds.value, 1), report)
+    return RowRecord(row, seed, recipe(row), loss.value, round(seconds.value, 1), report)
 
 
 def plot(rows: Sequence[SmallRow], path: Path) -> None:

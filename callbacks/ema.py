@@ -58,6 +58,11 @@ class EMA(L.Callback):
         """The share of the old average that remains after a step of ``images`` that brought the count to ``total``."""
         return float(0.5 ** (images / min(self.half_life_images, self.ramp_up * total)))
 
+    @property
+    def averaged(self) -> bool:
+        """Whether there is an average to draw from."""
+        return bool(self._weights)
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The average is in the module inside the ``with``, in the parameters' own storage; may be nested.

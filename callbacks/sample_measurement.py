@@ -2,13 +2,15 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import lightning as L
 import torch
+from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -33,6 +35,8 @@ from snapgen_pl.metrics.fid_report import PIXELS, FIDReport, made
 from snapgen_pl.metrics.sample_metric import Facts, Score
 
 IMAGES = "images"
+SECONDS = "seconds"
+PROTOCOL = 1  # to be raised by whoever changes what a value is: reports of before are then measured again
 _SECONDS_BETWEEN_NOTICES = 10.0
 
 ImagesAt: TypeAlias = Callable[[range], Tensor]
@@ -55,6 +59,24 @@ class Draw:
     guidance: Guidance | None = None
 
 
+class Plan(NamedTuple):
+    """A draw from the weights as they are.
+
+    Attributes:
+        draw: what to draw.
+        identity: all that its report depends on: ``measurement``, ``drawing`` and ``weights``.
+        name: short for the identity.
+    """
+
+    draw: Draw
+    identity: Mapping[str, Facts]
+    name: str
+
+
+# What is done with a report and all images, in the order of positions, before a draw's features are let go.
+Finish: TypeAlias = Callable[[FIDReport, Iterator[Tensor]], None]
+
+
 class SampleMeasurement:
     """Measures a trainer's model.
 
@@ -73,56 +95,58 @@ class SampleMeasurement:
         self.references, self.control_images = references, control_images
         self.controls: dict[str, dict[str, Score]] = {}
 
-    def identity(self, trainer: L.Trainer, draw: Draw) -> Facts:
-        """All that the report of a draw depends on; call it inside :func:`~callbacks.sampling.drawing`."""
+    def plan(self, trainer: L.Trainer, draw: Draw) -> Plan:
+        """Tells a draw from all others; measures the references first, once a session."""
         module = drawing_module(trainer.lightning_module)
-        identity: Facts = {
-            "measurement": self._measurement(trainer, draw),
-            "drawing": _drawing(trainer, module, draw),
-            "weights": _weights(trainer, module),
-        }
+        with drawing(trainer, trainer.lightning_module):
+            self._measure_references(trainer)
+            identity = {
+                "measurement": self._measurement(trainer, draw),
+                "drawing": _drawing(trainer, module, draw),
+                "weights": _weights(trainer, module),
+            }
         # The first process alone has the reference, whose hash belongs to it.
-        return trainer.strategy.broadcast(identity)
+        identity = trainer.strategy.broadcast(identity)
+        return Plan(draw, identity, values_digest(identity)[:16])
 
     def report(
-        self, trainer: L.Trainer, draw: Draw, take: Callable[[Iterator[Tensor]], None] | None = None
+        self, trainer: L.Trainer, plan: Plan, finish: Finish | None = None, keep_images: bool = False
     ) -> FIDReport:
         """Draws, measures and reports; the same on every process.
 
         Args:
             trainer: whose model is measured.
-            draw: what to draw.
-            take: given on the first process all images, uint8 (B, 3, H, W) in the order of positions.
+            plan: of :meth:`plan`, the weights being what they were.
+            finish: called on the first process.
+            keep_images: whether ``finish`` is given images, rather than none.
         """
-        module = drawing_module(trainer.lightning_module)
-        began = time.monotonic()
-        with drawing(trainer, trainer.lightning_module):
-            self.measure_references(trainer)
-            identity, request = self.identity(trainer, draw), _request(trainer, draw)
-            keep = {**identity, "images_kept": take is not None}
-            store = self._store(trainer, keep, draw.count)
+        module, draw = drawing_module(trainer.lightning_module), plan.draw
+        request = _request(trainer, draw)
+        store = self._store(trainer, {**plan.identity, "images_kept": keep_images}, draw.count)
 
-            def images_at(positions: range) -> Tensor:
-                part = LabelBatch(*(tensor[positions.start : positions.stop] for tensor in request))
-                return module.sample(part, draw.sampler, draw.guidance)
+        def images_at(positions: range) -> Tensor:
+            part = LabelBatch(*(tensor[positions.start : positions.stop] for tensor in request))
+            return module.sample(part, draw.sampler, draw.guidance)
 
-            self._fill(trainer, store, images_at, "samples drawn", keep_images=take is not None)
-        report = FIDReport(
-            model=Path(trainer.default_root_dir).name,
-            values=self._scores(trainer, store),
-            controls=self.controls,
-            **identity,  # type: ignore[arg-type]
-            seconds=round(time.monotonic() - began, 1),
-            made=made(trainer.world_size),
-        )
-        if trainer.is_global_zero:
-            if take is not None:
-                take(store.read(IMAGES))
-            store.remove()
+        with drawing(trainer, trainer.lightning_module), _claimed(trainer, store):
+            self._fill(trainer, store, images_at, "samples drawn", keep_images)
+            report = FIDReport(
+                model=Path(trainer.default_root_dir).name,
+                values=self._scores(trainer, store),
+                controls=self.controls,
+                **plan.identity,
+                seconds=round(trainer.strategy.broadcast(_seconds(store)), 1),
+                made=made(trainer.world_size),
+            )
+            if trainer.is_global_zero:
+                if finish is not None:
+                    finish(report, store.read(IMAGES) if keep_images else iter(()))
+                store.remove()
+            trainer.strategy.barrier("features are let go")
         return report
 
-    def measure_references(self, trainer: L.Trainer) -> None:
-        """Once a session, inside ``drawing``: takes features of references and controls, and measures these."""
+    def _measure_references(self, trainer: L.Trainer) -> None:
+        """Takes features of references and controls, and measures these."""
         if self.comparison.has_references:
             return
         data = image_data(trainer)
@@ -146,18 +170,19 @@ class SampleMeasurement:
         Every process works equally often, for those of a sharded network must: where chunks run out, some make one
         again and drop it.
         """
-        missing = store.missing()
-        trainer.strategy.barrier("all know what is missing")
+        missing = trainer.strategy.broadcast(store.missing())
         noticed = time.monotonic()
         for turn in range(math.ceil(len(missing) / trainer.world_size)):
             mine = turn * trainer.world_size + trainer.global_rank
             positions = missing[mine % len(missing)]
+            began = time.monotonic()
             image_BCHW = images_at(positions)
-            features = self.comparison.features(image_BCHW)
+            features = {name: value.cpu() for name, value in self.comparison.features(image_BCHW).items()}
+            features |= {SECONDS: torch.tensor([time.monotonic() - began])}
             if mine < len(missing):
                 store.write(positions, {**features, IMAGES: image_BCHW} if keep_images else features)
             if time.monotonic() - noticed > _SECONDS_BETWEEN_NOTICES:
-                rank_zero_info(f"{what}: {min(positions.stop, store.count)} of {store.count}")
+                rank_zero_info(f"{what}: {positions.stop} of {store.count}")
                 noticed = time.monotonic()
         trainer.strategy.barrier("all is written")
 
@@ -198,6 +223,7 @@ class SampleMeasurement:
         needs = self.comparison.needs_references
         source = image_data(trainer).source if needs else None
         return {
+            "protocol": PROTOCOL,
             "samples": draw.count,
             "labels": draw.labels,
             "pixels": PIXELS,
@@ -233,3 +259,22 @@ def _request(trainer: L.Trainer, draw: Draw) -> LabelBatch:
     if draw.labels == "frequencies":
         return proportional(image_data(trainer).source.train.labels, draw.count)
     return uniform(len(class_names(trainer)), draw.count)
+
+
+def _seconds(store: FeatureStore) -> float:
+    return float(torch.cat(list(store.read(SECONDS))).sum())
+
+
+@contextmanager
+def _claimed(trainer: L.Trainer, store: FeatureStore) -> Iterator[None]:
+    """Keeps other commands from drawing the same at the same time; each would let the other's features go."""
+    if not trainer.is_global_zero:
+        yield
+        return
+    store.folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(store.folder.with_suffix(".lock"))
+    try:
+        with lock.acquire(timeout=0):
+            yield
+    except Timeout as error:
+        raise ValueError(f"another process draws the same into {store.folder}; wait for it") from error

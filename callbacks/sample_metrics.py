@@ -1,7 +1,6 @@
 """Measures the images that a run draws, and says what the number is to be read against."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -10,19 +9,18 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from callbacks.sample_measurement import Draw, SampleMeasurement
 from callbacks.sampling import (
     Cadence,
     between_steps,
-    drawing,
     drawing_module,
     ended_early,
     image_data,
     logged_step,
     samples_folder,
 )
-from snapgen_pl.digest import values_digest
 from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.flow.samplers import Sampler
 from snapgen_pl.metrics.comparison import Comparison
@@ -105,12 +103,16 @@ class SampleMetrics(L.Callback):
             self._comparison.check_count("samples", self.samples)
         else:
             self._comparison.check_count("test_samples", self.test_samples)
+        if self.labels == "frequencies" or self._comparison.needs_references:
+            image_data(trainer)
         if self._comparison.needs_references:
             if self.control_images:
                 self._comparison.check_count("control_images", self.control_images)
             left = len(image_data(trainer).source.train) - self.control_images
             self._comparison.check_count("references (training images less control_images)", min(self.references, left))
         self._comparison.prepare(pl_module.device)
+        if trainer.is_global_zero:
+            self._comparison.open_references()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measures, if it is time."""
@@ -144,28 +146,28 @@ class SampleMetrics(L.Callback):
             show(reports)
 
     def _test(self, trainer: L.Trainer, draw: Draw) -> tuple[Path, FIDReport]:
-        with drawing(trainer, trainer.lightning_module):
-            self._measurement.measure_references(trainer)
-            name = values_digest(self._measurement.identity(trainer, draw))[:16]
-        path = Path(trainer.default_root_dir) / "reports" / f"{name}.json"
-        if trainer.strategy.broadcast(path.exists()):
+        plan = self._measurement.plan(trainer, draw)
+        path = Path(trainer.default_root_dir) / "reports" / f"{plan.name}.json"
+        images = samples_folder(trainer) / (f"{plan.name}.npz" if self.keep == "npz" else plan.name)
+        done = path.exists() and (self.keep is None or images.exists())
+        if trainer.strategy.broadcast(done):
             rank_zero_info(f"{path}: measured before, with these very weights and settings")
             return path, read_report(path)
-        images = samples_folder(trainer) / name
-        take = {
-            None: None,
-            "png": partial(write_pictures, images),
-            "npz": partial(write_npz, images.with_suffix(".npz"), draw.count),
-        }[self.keep]
-        report = self._measurement.report(trainer, draw, take)
-        if trainer.is_global_zero:
+
+        def finish(report: FIDReport, batches: Iterator[Tensor]) -> None:
+            if self.keep == "npz":
+                write_npz(images, draw.count, batches)
+            elif self.keep == "png":
+                write_pictures(images, batches)
             report.write(path)
-        return path, report
+
+        return path, self._measurement.report(trainer, plan, finish, keep_images=self.keep is not None)
 
     def _measure_and_log(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = drawing_module(pl_module)
         first = not self._measurement.controls
-        self._latest = self._measurement.report(trainer, Draw(self.samples, self.labels))
+        plan = self._measurement.plan(trainer, Draw(self.samples, self.labels))
+        self._latest = self._measurement.report(trainer, plan)
         self._cadence.last = module.images_seen
         for logger in trainer.loggers:
             logger.log_metrics(scalars(self._latest, controls=first), step=logged_step(trainer))

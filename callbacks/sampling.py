@@ -27,11 +27,13 @@ class DrawsImages(Protocol):
         images_seen: images trained on, over all processes.
         seed: what noise is drawn from, besides a sample's position.
         image_size: side of the images, in pixels.
+        origin: of its own weights, for records.
     """
 
     images_seen: int
     seed: int
     image_size: int
+    origin: str
 
     @property
     def sampler(self) -> NamedSampler:
@@ -74,7 +76,7 @@ def drawing_module(module: L.LightningModule) -> DrawsImages:
     if not isinstance(module, DrawsImages):
         raise ValueError(
             f"{type(module).__name__} draws no images: it lacks one of sample, images_seen, seed, sampler, guidance, "
-            "image_size, weights_digest, decoder; remove the callbacks that need samples, or give it these"
+            "image_size, origin, weights_digest, decoder; remove the callbacks that need samples, or give it these"
         )
     return module
 
@@ -142,12 +144,10 @@ def drawing(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
 
 def weights_name(trainer: L.Trainer) -> str:
     """Which weights samples are drawn from, for records."""
-    if not any(True for _ in trainer.lightning_module.parameters()):
-        return "as released"
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EMA):
+        if isinstance(callback, EMA) and callback.averaged:
             return f"EMA, half-life {callback.half_life_images:.0f} images, ramp-up {callback.ramp_up}"
-    return "as trained, no EMA"
+    return drawing_module(trainer.lightning_module).origin
 
 
 def logged_step(trainer: L.Trainer) -> int:

@@ -9,9 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from callbacks.step_watch import StepWatch
-
-_FLOPS_A_MAC = 2
-_PASSES = 3  # forward once, backward twice the forward's work
+from snapgen_pl.models.count import TRAINING_FLOPS_A_MAC
 
 
 class Throughput(L.Callback):
@@ -79,7 +77,7 @@ class Throughput(L.Callback):
         pl_module.log("train/images_per_second", speed, prog_bar=True)
         macs = _macs(pl_module)
         if self._peak is not None and macs is not None:
-            used = _PASSES * _FLOPS_A_MAC * macs * speed
+            used = TRAINING_FLOPS_A_MAC * macs * speed
             pl_module.log("train/mfu", used / (self._peak * trainer.world_size), prog_bar=True)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

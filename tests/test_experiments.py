@@ -22,7 +22,8 @@ ROWS = sorted((EXPERIMENTS / "imagenet256" / "ablation").glob("*.yaml"))
 PEERS = sorted((EXPERIMENTS / "imagenet256" / "peers").glob("*.yaml"))
 SMALL = EXPERIMENTS / "emoji" / "table"
 SMALL_ROWS = sorted(set(SMALL.glob("*.yaml")) - {SMALL / "base.yaml"})
-DELTAS = [*ROWS, *PEERS, *SMALL_ROWS]
+FID = EXPERIMENTS / "imagenet256" / "fid.yaml"
+DELTAS = [*ROWS, *PEERS, *SMALL_ROWS, FID]
 WHOLE = [file for file in sorted(EXPERIMENTS.rglob("*.yaml")) if file not in DELTAS]
 ENCODING = [file for file in WHOLE if file.stem == "encode"]  # tests/test_encode.py runs them
 DRAWING = [file for file in WHOLE if file.parent.name == "released"]  # tests/modules/test_released.py
@@ -137,6 +138,16 @@ def test_a_row_of_the_small_table_has_its_share_of_the_parameters(file: Path) ->
         assert {key: declared[key] for key in whole if key not in ("stages", "middle_layers")} == {
             key: whole[key] for key in whole if key not in ("stages", "middle_layers")
         }
+
+
+def test_the_protocol_of_fid_is_a_delta_to_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    base = EXPERIMENTS / "imagenet256" / "pretrain.yaml"
+    with pytest.raises(SystemExit, match="0"):
+        main(["test", "--config", str(base), "--config", str(FID), "--print_config"])
+    (callback,) = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"]
+    assert callback["init_args"]["labels"] == "uniform"
+    assert callback["init_args"]["test_samples"] == 50_000
+    assert [guidance["scale"] for guidance in callback["init_args"]["guidances"]] == [1, 1.25, 1.5]
 
 
 @pytest.mark.parametrize("file", WHOLE, ids=lambda file: file.stem)

@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -41,8 +42,9 @@ def test_its_make_targets_exist() -> None:
     assert {words[1] for words in COMMANDS if words[0] == "make"} <= targets
 
 
-def test_its_ablation_is_the_one_counted() -> None:
-    assert table("ablation", "md") in README
+@pytest.mark.parametrize("name", ["imagenet256", "ablation", "emoji", "cost"])
+def test_its_tables_are_those_that_the_code_makes(name: Literal["imagenet256", "ablation", "emoji", "cost"]) -> None:
+    assert table(name, "md") in README
 
 
 def test_it_links_to_files_that_exist() -> None:

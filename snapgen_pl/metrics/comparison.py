@@ -39,6 +39,11 @@ class Comparison:
         for metric in self.metrics:
             metric.prepare(device)
 
+    def open_references(self) -> None:
+        """Reads the references that metrics bring; the comparing process alone needs them."""
+        for metric in self.metrics:
+            metric.open_reference()
+
     def protocol(self) -> Facts:
         """What values depend on besides the images, by network."""
         return {metric.network: metric.protocol() for metric in self.metrics}

@@ -4,7 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from snapgen_pl.digest import tensors_digest
 from snapgen_pl.images import check_uint8
+from snapgen_pl.tf32 import tf32
 
 # The reference implementation's normalisation of bytes (Liu, EfficientNet-Lite, 2020): on photographs it gives this
 # checkpoint surer and better classes than ImageNet's mean and deviation.
@@ -13,6 +15,9 @@ _MEAN, _STD = 127.0, 128.0
 
 class EfficientNetLite0(nn.Module):
     """ImageNet features of EfficientNet-Lite0 before its classifier, frozen and always in eval mode.
+
+    Attributes:
+        digest: SHA-256 over the weights.
 
     Args:
         input_size: side in pixels that images are resized to, bicubic with antialiasing.
@@ -29,6 +34,7 @@ class EfficientNetLite0(nn.Module):
             raise ValueError(f"input_size is {input_size}; the network halves it five times, so give 32 or more")
         self.input_size = input_size
         self.backbone = _load(input_size)
+        self.digest = tensors_digest(self.backbone.state_dict())
         self.eval().requires_grad_(False)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -47,7 +53,7 @@ class EfficientNetLite0(nn.Module):
             fp32 (B, 1280).
         """
         check_uint8(image_BCHW)
-        with torch.autocast(image_BCHW.device.type, enabled=False):
+        with torch.autocast(image_BCHW.device.type, enabled=False), tf32(False):
             pixels = image_BCHW.float()
             size = (self.input_size, self.input_size)
             if pixels.shape[-2:] != size:

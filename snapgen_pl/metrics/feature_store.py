@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from snapgen_pl.digest import values_digest
-from snapgen_pl.metrics.image_sets import ImageSet
+from snapgen_pl.metrics.image_sets import StoredImages
 from snapgen_pl.metrics.sample_metric import Facts
 from snapgen_pl.whole_files import whole_file
 
@@ -29,22 +29,6 @@ class MemoryFeatures:
     def __init__(self, count: int, chunks: list[dict[str, Tensor]]) -> None:
         self._count, self._chunks = count, chunks
 
-    @classmethod
-    def of(
-        cls, images: ImageSet, count: int, extract: Callable[[Tensor], dict[str, Tensor]], device: torch.device
-    ) -> "MemoryFeatures":
-        """Takes the features of a stored set's first images, and shows how far it is."""
-        total = -(-count // _BATCH)
-        chunks = [
-            {name: tensor.float().cpu() for name, tensor in extract(batch[: count - start].to(device)).items()}
-            for start, batch in track(
-                zip(range(0, count, _BATCH), images.batches(_BATCH), strict=False),
-                f"features of {images.path.name}",
-                total=total,
-            )
-        ]
-        return cls(count, chunks)
-
     @property
     def count(self) -> int:
         """How many images."""
@@ -53,6 +37,17 @@ class MemoryFeatures:
     def read(self, name: str) -> Iterator[Tensor]:
         """One kind of features, chunk by chunk."""
         return (chunk[name] for chunk in self._chunks)
+
+
+def stored_features(
+    images: StoredImages, count: int, extract: Callable[[Tensor], dict[str, Tensor]], device: torch.device
+) -> Iterator[dict[str, Tensor]]:
+    """Takes the features of a stored set's first images, batch by batch on the CPU, and shows how far it is."""
+    starts = range(0, count, _BATCH)
+    batches = zip(starts, images.batches(_BATCH), strict=False)
+    for start, image_BCHW in track(batches, f"features of {images.path.name}", total=len(starts)):
+        features = extract(image_BCHW[: count - start].to(device))
+        yield {name: tensor.float().cpu() for name, tensor in features.items()}
 
 
 class FeatureStore:

@@ -20,23 +20,25 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 IMAGES = "arr_0"  # ADM's name
 
 
-class ImageSet(ABC):
+class StoredImages(ABC):
     """Images in a fixed order.
 
     Attributes:
         count: how many.
         path: where they lie.
+        files: what they are read from, in order.
     """
 
     count: int
     path: Path
+    files: list[Path]
 
     @abstractmethod
     def batches(self, size: int) -> Iterator[Tensor]:
         """All images, uint8 (B, 3, H, W), ``size`` at once but for the last; nothing else is held in memory."""
 
 
-class PictureFolder(ImageSet):
+class PictureFolder(StoredImages):
     """The picture files below a folder, sorted by path; one size throughout.
 
     Args:
@@ -64,7 +66,7 @@ class PictureFolder(ImageSet):
             yield torch.stack(images)
 
 
-class NpzImages(ImageSet):
+class NpzImages(StoredImages):
     """The array ``arr_0`` of an npz: uint8 (N, H, W, 3), read in order without being loaded whole.
 
     Args:
@@ -75,7 +77,7 @@ class NpzImages(ImageSet):
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.files = path, [path]
         try:
             with zipfile.ZipFile(path) as archive, archive.open(f"{IMAGES}.npy") as member:
                 shape, fortran, kind = _header(member)
@@ -100,7 +102,7 @@ class NpzImages(ImageSet):
                 yield torch.from_numpy(image_BHWC.copy()).permute(0, 3, 1, 2)
 
 
-def open_images(path: Path) -> ImageSet:
+def open_images(path: Path) -> StoredImages:
     """A folder of pictures, or an npz.
 
     Raises:

@@ -1,25 +1,35 @@
 """FID, sFID, Inception Score, precision and recall: the ImageNet-256 protocol of ADM (Dhariwal and Nichol, 2021)."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from snapgen_pl.metrics.feature_store import MemoryFeatures
-from snapgen_pl.metrics.frechet import Moments, frechet_distance
+from snapgen_pl.metrics.feature_store import stored_features
+from snapgen_pl.metrics.frechet import MomentSums, frechet_distance
 from snapgen_pl.metrics.image_sets import open_images
 from snapgen_pl.metrics.inception import Inception
-from snapgen_pl.metrics.inception_reference import InceptionReference, adm_moments, moments_of, read_reference
+from snapgen_pl.metrics.inception_reference import (
+    InceptionReference,
+    adm_moments,
+    moments_of,
+    read_reference,
+    source_digest,
+)
 from snapgen_pl.metrics.inception_score import inception_score
 from snapgen_pl.metrics.precision_recall import precision_recall
 from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, SampleMetric, Score, numbered
 
-FULL = 50_000  # from so many images on, names do without their number
+FULL = 50_000  # from so many images on, names do without their number, given the protocol's reference
 _KINDS = ("pool", "spatial", "logits")
 
 
 class InceptionMetrics(SampleMetric):
-    """``fid``, ``sfid``, ``is``, ``precision`` and ``recall``; of fewer than 50,000 images, ``fid@N`` and so on.
+    """``fid``, ``sfid``, ``is``, ``precision`` and ``recall``; ``fid@N`` and so on where it is not the full protocol.
+
+    The full protocol takes 50,000 images or more, and a reference that is brought.
 
     FID and sFID compare moments in float64, of pooled features and of the first 7 channels of ``mixed_6/conv``. The
     Inception Score is the mean over sequential tenths. Precision and recall (Kynkäänniemi et al., 2019) are of k = 3
@@ -72,7 +82,7 @@ class InceptionMetrics(SampleMetric):
     def reference(self) -> InceptionReference:
         """What samples are compared with, once it is there."""
         if self._reference is None:
-            raise ValueError("inception has no reference yet; call prepare(device), or set_reference(features)")
+            raise ValueError("inception has no reference yet; call open_reference() or set_reference(features)")
         return self._reference
 
     def protocol(self) -> Facts:
@@ -80,19 +90,24 @@ class InceptionMetrics(SampleMetric):
         return {
             "features": "inception-v3-compat of torch-fidelity (TensorFlow, 2015-12-05)",
             "weights": self._loaded().digest,
-            "reference": None if self.reference_path is None else self.reference_path.name,
-            "reference_sha256": None if self._reference is None else self._reference.digest(),
+            "reference": "training images" if self.reference_path is None else "brought",
+            "reference_sha256": None if self._reference is None else self._reference.source,
             "manifold_references": self.manifold_references,
             "splits": self.splits,
             "neighbours": self.neighbours,
         }
 
     def prepare(self, device: torch.device) -> None:
-        """Loads the network and the reference; pictures of a reference go through the network now."""
+        """Loads the network, and looks whether the reference can be read."""
         if self._network is None:
             self._network = Inception(self.weights)
         self._network.to(device)
         self._device = device
+        if self.reference_path is not None and self.reference_path.suffix != ".safetensors":
+            open_images(self.reference_path)
+
+    def open_reference(self) -> None:
+        """Reads it; pictures go through the network now."""
         if self._reference is None and self.reference_path is not None:
             self._reference = self._read(self.reference_path)
 
@@ -103,8 +118,9 @@ class InceptionMetrics(SampleMetric):
 
     def set_reference(self, features: FeatureSet) -> None:
         """Moments of all, features of the first ``manifold_references``."""
-        pooled_ND = torch.cat(list(features.read("inception.pool")))[: self.manifold_references]
-        self._reference = InceptionReference(**_moments(features), features_ND=pooled_ND, network=self._loaded().digest)
+        names = ("inception.pool", "inception.spatial")
+        chunks = zip(*(features.read(name) for name in names), strict=True)
+        self._reference = self._gathered((dict(zip(names, chunk, strict=True)) for chunk in chunks), None)
 
     def measure(self, features: FeatureSet) -> dict[str, Score]:
         """See the class."""
@@ -126,26 +142,33 @@ class InceptionMetrics(SampleMetric):
             "recall": Score(manifold.recall),
             "clipped_eigenvalues": Score(float(fid.clipped + sfid.clipped)),
         }
-        if features.count >= FULL:
+        if features.count >= FULL and self.brings_reference:
             return scores
         return {numbered(name, features.count): score for name, score in scores.items()}
 
     def _read(self, path: Path) -> InceptionReference:
+        network = self._loaded().digest
         if path.suffix == ".safetensors":
-            return read_reference(path, self._loaded().digest)
+            return read_reference(path, network)
         images = open_images(path)
         moments = adm_moments(path) if path.suffix == ".npz" else None
         count = images.count if moments is None else min(images.count, self.manifold_references)
-        features = MemoryFeatures.of(images, count, self.features, self._device)
-        pooled_ND = torch.cat(list(features.read("inception.pool")))[: self.manifold_references]
-        moments = moments or _moments(features)
-        return InceptionReference(**moments, features_ND=pooled_ND, network=self._loaded().digest)
+        gathered = self._gathered(stored_features(images, count, self.features, self._device), source_digest(path))
+        return gathered if moments is None else replace(gathered, pool=moments["pool"], spatial=moments["spatial"])
+
+    def _gathered(self, chunks: Iterator[dict[str, Tensor]], source: str | None) -> InceptionReference:
+        """Moments of all features that come by, and the first pooled ones, in the memory of these alone."""
+        pool, spatial = MomentSums(), MomentSums()
+        kept: list[Tensor] = []
+        room = self.manifold_references
+        for chunk in chunks:
+            pool.add(chunk["inception.pool"])
+            spatial.add(chunk["inception.spatial"])
+            kept.append(chunk["inception.pool"][:room].clone())
+            room -= len(kept[-1])
+        return InceptionReference(pool.moments(), spatial.moments(), torch.cat(kept), self._loaded().digest, source)
 
     def _loaded(self) -> Inception:
         if self._network is None:
             raise ValueError("inception is not prepared; call prepare(device) first")
         return self._network
-
-
-def _moments(features: FeatureSet) -> dict[str, Moments]:
-    return {kind: moments_of(features.read(f"inception.{kind}")) for kind in ("pool", "spatial")}

@@ -1,5 +1,6 @@
 """What ImageNet metrics compare with: moments of all reference images, and the features of some."""
 
+import hashlib
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from snapgen_pl.digest import tensors_digest
 from snapgen_pl.metrics.frechet import Moments, MomentSums
+from snapgen_pl.metrics.image_sets import open_images
 from snapgen_pl.whole_files import whole_file
 
 _FORMAT = "snapgen-pl inception reference 1"
@@ -31,23 +32,23 @@ class InceptionReference:
         spatial: of sFID.
         features_ND: fp32, pooled, of precision and recall.
         network: SHA-256 of the Inception weights that made the features.
+        source: SHA-256 of the files that it was made of; the features themselves differ in their last bits from one
+            device to another. None of training images, which a report tells by their data.
     """
 
     pool: Moments
     spatial: Moments
     features_ND: Tensor
     network: str
-
-    def digest(self) -> str:
-        """SHA-256 over all that values depend on."""
-        return tensors_digest(self._tensors())
+    source: str | None
 
     def write(self, path: Path) -> None:
         """Writes safetensors, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        counts = {"pool_count": str(self.pool.count), "spatial_count": str(self.spatial.count)}
+        facts = {"pool_count": str(self.pool.count), "spatial_count": str(self.spatial.count)}
+        facts |= {"format": _FORMAT, "network": self.network, "source": self.source or ""}
         with whole_file(path) as part:
-            save_file(self._tensors(), part, {"format": _FORMAT, "network": self.network, **counts})
+            save_file(self._tensors(), part, facts)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {
@@ -86,7 +87,9 @@ def read_reference(path: Path, network: str) -> InceptionReference:
     def moments(name: str) -> Moments:
         return Moments(tensors[f"{name}_mean"], tensors[f"{name}_covariance"], int(facts[f"{name}_count"]))
 
-    return InceptionReference(moments("pool"), moments("spatial"), tensors["features"], network)
+    return InceptionReference(
+        moments("pool"), moments("spatial"), tensors["features"], network, facts["source"] or None
+    )
 
 
 def adm_moments(path: Path) -> dict[str, Moments] | None:
@@ -97,18 +100,30 @@ def adm_moments(path: Path) -> dict[str, Moments] | None:
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            if not all(name in arrays.files for names in _ADM.values() for name in names):
+            names = [name for pair in _ADM.values() for name in pair]
+            if missing := [name for name in names if name not in arrays.files]:
+                if len(missing) < len(names):
+                    raise ValueError(f"it holds statistics, but no {', '.join(missing)}")
                 return None
             return {
                 kind: Moments(_float64(arrays[mean]), _float64(arrays[covariance]), _UNKNOWN)
                 for kind, (mean, covariance) in _ADM.items()
             }
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: damaged ({error}); fetch it again") from error
+        raise ValueError(f"{path}: neither ADM's statistics nor images ({error}); fetch it again") from error
 
 
 def _float64(array: NDArray[np.generic]) -> Tensor:
     return torch.from_numpy(array.astype(np.float64))
+
+
+def source_digest(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's pictures in order."""
+    digest = hashlib.sha256()
+    for file in open_images(path).files:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
 
 
 def moments_of(features: Iterator[Tensor]) -> Moments:

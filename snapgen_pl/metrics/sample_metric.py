@@ -69,6 +69,9 @@ class SampleMetric(ABC):
             ValueError: with the command that installs what is missing.
         """
 
+    def open_reference(self) -> None:  # noqa: B027 (most bring none)
+        """Reads the reference that the metric brings, on the process that compares; once prepared."""
+
     @abstractmethod
     def features(self, image_BCHW: Tensor) -> dict[str, Tensor]:
         """What the network says of uint8 images (B, 3, H, W), by kind: fp32 (B, D)."""

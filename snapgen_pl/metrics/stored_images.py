@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from snapgen_pl.metrics.comparison import Comparison
-from snapgen_pl.metrics.feature_store import MemoryFeatures
+from snapgen_pl.metrics.feature_store import MemoryFeatures, stored_features
 from snapgen_pl.metrics.fid_report import FIDReport, made
 from snapgen_pl.metrics.image_sets import open_images
 from snapgen_pl.metrics.inception_metrics import InceptionMetrics
@@ -31,7 +31,8 @@ def report(samples: Path, reference: Path, weights: Path, out: Path, device: str
     began = time.monotonic()
     where = _device(device)
     comparison.prepare(where)
-    features = MemoryFeatures.of(images, images.count, comparison.features, where)
+    comparison.open_references()
+    features = MemoryFeatures(images.count, list(stored_features(images, images.count, comparison.features, where)))
     result = FIDReport(
         model=samples.name,
         values=comparison.measure(features),
@@ -63,8 +64,9 @@ def reference(images: Path, weights: Path, out: Path, device: str | None = None)
         raise ValueError(f"--out {out}: the file's name must end in .safetensors")
     metric = InceptionMetrics(weights, images)
     metric.prepare(_device(device))
+    metric.open_reference()
     metric.reference.write(out)
-    return f"The reference of {images}, {metric.reference.digest()[:12]}, is in {out}"
+    return f"The reference of {images} is in {out}"
 
 
 def _device(name: str | None) -> torch.device:

@@ -21,6 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from snapgen_pl.models.denoiser import Conditioning, Denoiser
 
+TRAINING_FLOPS_A_MAC = 6  # a multiply and an addition; forward once, backward twice the forward's work
+
 Convention = Literal["denoiser", "decoder"]
 
 

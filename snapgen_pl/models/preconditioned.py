@@ -1,15 +1,14 @@
 """A denoiser that says only what the best linear guess leaves open."""
 
-from collections.abc import Iterator
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from snapgen_pl.flow.path import path_deviation, velocity_from_residual
 from snapgen_pl.flow.timesteps import check_positive
 from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
+from snapgen_pl.models.wrapped import Wrapped
 
 
-class Preconditioned(Denoiser):
+class Preconditioned(Wrapped):
     """Any denoiser behind EDM's preconditioning on the straight path (``flow.path.velocity_from_residual``).
 
     The network sees latents scaled to unit variance at every time and predicts a residual of unit variance. A small one
@@ -25,19 +24,9 @@ class Preconditioned(Denoiser):
     """
 
     def __init__(self, denoiser: Denoiser, sigma_data: float) -> None:
-        super().__init__()
+        super().__init__(denoiser)
         check_positive("sigma_data", sigma_data)
-        self.denoiser, self.sigma_data = denoiser, sigma_data
-        self.in_channels, self.context_dim = denoiser.in_channels, denoiser.context_dim
-        self.feature_names = denoiser.feature_names
-
-    def units(self) -> Iterator[nn.Module]:
-        """The network's."""
-        return self.denoiser.units()
-
-    def prepare(self, conditioning: Conditioning) -> PreparedConditioning:
-        """The network's."""
-        return self.denoiser.prepare(conditioning)
+        self.sigma_data = sigma_data
 
     def forward(
         self,

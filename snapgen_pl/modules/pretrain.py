@@ -67,9 +67,14 @@ class Pretrain(L.LightningModule):
         compile: compiles the denoiser with torch.compile.
         seed: seeds timesteps, noise and label dropout.
 
+    Attributes:
+        origin: of the weights, for records.
+
     Raises:
         ValueError: where the parts do not fit together.
     """
+
+    origin = "as trained, no EMA"
 
     def __init__(
         self,

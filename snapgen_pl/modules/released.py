@@ -20,7 +20,10 @@ class Released(L.LightningModule):
 
     Attributes:
         images_seen: 0, for none was trained on here.
+        origin: of the weights, for records.
     """
+
+    origin = "as released"
 
     def __init__(self, drawer: Drawer, seed: int = 0) -> None:
         super().__init__()
@@ -71,11 +74,19 @@ class Released(L.LightningModule):
         return self.sample(batch)
 
     def sample(self, request: LabelBatch, sampler: Sampler | None = None, guidance: Guidance | None = None) -> Tensor:
-        """The same images for the same request: uint8 (B, 3, image_size, image_size).
+        """Draws images.
+
+        Args:
+            request: labels, and the positions that noise is drawn from: the same request gives the same images.
+            sampler: the drawer's, or None.
+            guidance: in place of the drawer's.
+
+        Returns:
+            uint8 (B, 3, image_size, image_size).
 
         Raises:
-            ValueError: for a sampler or guidance other than the drawer's.
+            ValueError: for a sampler other than the drawer's.
         """
-        if sampler not in (None, self.sampler) or guidance not in (None, self.guidance):
-            raise ValueError("released weights are drawn from by their own sampler; set model.drawer's instead")
-        return self.drawer.draw(self.seed, LabelBatch(*(tensor.to(self.device) for tensor in request)))
+        if sampler not in (None, self.sampler):
+            raise ValueError("released weights are drawn from by their own sampler; set model.drawer.sampler instead")
+        return self.drawer.draw(self.seed, LabelBatch(*(tensor.to(self.device) for tensor in request)), guidance)

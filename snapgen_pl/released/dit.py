@@ -9,16 +9,16 @@ from torch import Tensor
 from snapgen_pl.autoencoders.autoencoder import Autoencoder
 from snapgen_pl.digest import tensors_digest
 from snapgen_pl.flow.guidance import Guidance
-from snapgen_pl.flow.samplers import StepNoise
 from snapgen_pl.pretrained_folder import pretrained_folder
-from snapgen_pl.released.diffusion import DDPM, guided_noise
-from snapgen_pl.released.drawer import Drawer, DrawerFacts
+from snapgen_pl.released.autoencoder_drawer import AutoencoderDrawer
+from snapgen_pl.released.chain_drawer import ChainDrawer
+from snapgen_pl.released.diffusion import DDPM
 
 TRANSFORMER = "transformer"
 _FILES = ("config.json", "diffusion_pytorch_model.*")
 
 
-class DiT(Drawer):
+class ReleasedDiT(ChainDrawer, AutoencoderDrawer):
     """DiT-XL/2 at 256 px, as diffusers publishes it: a pipeline whose ``transformer`` this reads.
 
     The defaults are of the published FID of 2.27: 250 steps of DDPM with the learned variance, guidance 1.5 on the
@@ -51,20 +51,8 @@ class DiT(Drawer):
         sampler: DDPM = DDPM(steps=250),  # noqa: B008 (frozen)
         guidance: Guidance = Guidance(scale=1.5, channels=3),  # noqa: B008 (frozen)
     ) -> None:
-        super().__init__(image_size, num_classes, guidance)
-        if image_size % autoencoder.downsampling:
-            raise ValueError(
-                f"image_size {image_size} is not a multiple of the autoencoder's {autoencoder.downsampling}"
-            )
-        self.autoencoder, self.sampler = autoencoder, sampler
-        self.path, self.revision = path, revision
-        self._weights = ""
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one latent."""
-        side = self.image_size // self.autoencoder.downsampling
-        return self.autoencoder.channels, side, side
+        super().__init__(image_size, num_classes, guidance, autoencoder)
+        self.path, self.revision, self.sampler = path, revision, sampler
 
     def ready(self, folder: Path) -> list[str]:
         """Reads the transformer and the autoencoder."""
@@ -78,11 +66,6 @@ class DiT(Drawer):
         lines = [f"DiT: {self.path}", self.autoencoder.ready(folder, ())]
         self._weights = tensors_digest(network.state_dict())
         return [line for line in lines if line]
-
-    def describe(self) -> DrawerFacts:
-        """See Drawer.describe."""
-        identity = self.autoencoder.identity()
-        return self._facts(self._weights, str(identity["class"]), str(identity["weights"]))
 
     def _network(self) -> Any:
         from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
@@ -115,14 +98,6 @@ class DiT(Drawer):
                 f"{self.path} does not fit: {', '.join(wrong)}; set image_size, num_classes and autoencoder to its own"
             )
 
-    def _sampled(self, label_B: Tensor, noise_BCHW: Tensor, step_noise: StepNoise) -> Tensor:
-        return self.sampler(
-            guided_noise(self._predicted, label_B, self.num_classes, self.guidance), noise_BCHW, step_noise
-        )
-
     def _predicted(self, x_BCHW: Tensor, k: int, label_B: Tensor) -> Tensor:
         predicted: Tensor = self.network(x_BCHW, torch.full_like(label_B, k), class_labels=label_B).sample
         return predicted
-
-    def _decoded(self, latent_BCHW: Tensor) -> Tensor:
-        return self.autoencoder.decode(self.autoencoder.to_raw(latent_BCHW))

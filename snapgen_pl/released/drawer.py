@@ -36,6 +36,18 @@ class DrawerFacts(NamedTuple):
     decoder_weights: str
 
 
+class Decoder(NamedTuple):
+    """What makes pixels of latents.
+
+    Attributes:
+        name: its class.
+        weights: SHA-256 over its weights.
+    """
+
+    name: str
+    weights: str
+
+
 class Drawer(nn.Module, ABC):
     """Draws images of classes. Constructing one is quick; :meth:`ready` reads the weights.
 
@@ -53,6 +65,7 @@ class Drawer(nn.Module, ABC):
     def __init__(self, image_size: int, num_classes: int, guidance: Guidance) -> None:
         super().__init__()
         self.image_size, self.num_classes, self.guidance = image_size, num_classes, guidance
+        self._weights = ""  # their SHA-256, once they are read
 
     @property
     @abstractmethod
@@ -73,17 +86,27 @@ class Drawer(nn.Module, ABC):
             ValueError: naming the file and what is missing, foreign or misshapen in it.
         """
 
-    @abstractmethod
     def describe(self) -> DrawerFacts:
-        """What its images depend on; known once it is ready."""
+        """What its images depend on, by its own guidance; known once it is ready."""
+        decoder = self._decoder()
+        return DrawerFacts(
+            network=type(self).__name__,
+            weights=self._weights,
+            sampler=repr(self.sampler),
+            network_calls=self.sampler.network_calls,
+            guidance=repr(self.guidance),
+            decoder=decoder.name,
+            decoder_weights=decoder.weights,
+        )
 
     @torch.no_grad()
-    def draw(self, seed: int, request: LabelBatch) -> Tensor:
+    def draw(self, seed: int, request: LabelBatch, guidance: Guidance | None = None) -> Tensor:
         """Draws images; noise depends on (seed, position) alone, whatever the batch or the process.
 
         Args:
             seed: in [0, 2^48).
             request: on the device of the weights.
+            guidance: in place of the drawer's.
 
         Returns:
             uint8 (B, 3, image_size, image_size).
@@ -95,26 +118,20 @@ class Drawer(nn.Module, ABC):
         if len(label_B) and not 0 <= int(label_B.min()) <= int(label_B.max()) < self.num_classes:
             raise ValueError(f"labels must lie in 0 to {self.num_classes - 1}, the classes of {type(self).__name__}")
         noise_BCHW = initial_noise(seed, position_B, self.latent_shape)
-        latent_BCHW = self._sampled(label_B, noise_BCHW, step_noise(seed, position_B, self.latent_shape))
+        noise_of_step = step_noise(seed, position_B, self.latent_shape)
+        latent_BCHW = self._sampled(label_B, noise_BCHW, noise_of_step, guidance or self.guidance)
         # The decoder has a precision of its own, whatever the network runs in.
         with torch.autocast(latent_BCHW.device.type, enabled=False):
             return to_uint8(self._decoded(latent_BCHW.float()))
 
     @abstractmethod
-    def _sampled(self, label_B: Tensor, noise_BCHW: Tensor, step_noise: StepNoise) -> Tensor:
+    def _sampled(self, label_B: Tensor, noise_BCHW: Tensor, step_noise: StepNoise, guidance: Guidance) -> Tensor:
         """Latents of classes, from noise."""
 
     @abstractmethod
     def _decoded(self, latent_BCHW: Tensor) -> Tensor:
         """Images (B, 3, H, W), about [-1, 1], of latents as the network knows them."""
 
-    def _facts(self, weights: str, decoder: str, decoder_weights: str) -> DrawerFacts:
-        return DrawerFacts(
-            type(self).__name__,
-            weights,
-            repr(self.sampler),
-            self.sampler.network_calls,
-            repr(self.guidance),
-            decoder,
-            decoder_weights,
-        )
+    @abstractmethod
+    def _decoder(self) -> Decoder:
+        """What ``_decoded`` decodes with."""

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from snapgen_pl.digest import tensors_digest
 from snapgen_pl.flow.guidance import Guidance
-from snapgen_pl.flow.samplers import StepNoise
 from snapgen_pl.models.peers.ldm import ldm_unet
+from snapgen_pl.released.chain_drawer import ChainDrawer
 from snapgen_pl.released.compvis import unet_name, vq_name
-from snapgen_pl.released.diffusion import DDIM, guided_noise, root_linear_schedule
-from snapgen_pl.released.drawer import Drawer, DrawerFacts
+from snapgen_pl.released.diffusion import DDIM, root_linear_schedule
+from snapgen_pl.released.drawer import Decoder
 from snapgen_pl.released.weights import fill, read_weights
+from snapgen_pl.tf32 import tf32
 
 _UNET, _FIRST_STAGE, _LABELS = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.embedding.weight"
 # What the file holds besides: averaged weights, and tables of the schedule.
@@ -25,13 +26,13 @@ _SCHEDULE = "alphas_cumprod"
 _CHANNELS = 3
 
 
-class LDM(Drawer):
+class ReleasedLDM(ChainDrawer):
     """LDM-4-G, class-conditional at 256 px: ``cin256-v2``, the ``model.ckpt`` that latent-diffusion's repository names.
 
     Published is an FID of 3.60 at 250 steps of DDIM and guidance 1.5 (Rombach et al., 2022, Table 3: "250 steps, c.f.g,
-    s = 1.5"). That its eta is 1 is decided here: DDPM's variance, with which others report to repeat it. As the
-    released configuration says (use_ema: false), averaged weights (``model_ema``) in the file are left alone. Latents
-    are not scaled, and quantised before they are decoded.
+    s = 1.5"). That its eta is 1 is decided here: DDPM's variance, as others sample it. As the released configuration
+    says (use_ema: false), averaged weights (``model_ema``) in the file are left alone. Latents are not scaled, and
+    quantised before they are decoded, in fp32 without TF32.
 
     Args:
         path: the checkpoint. Where it holds more than tensors it is refused: give its tensors as safetensors.
@@ -75,7 +76,7 @@ class LDM(Drawer):
         multiple = 2 ** (len(decoder_widths) + len(widths) - 2)
         if image_size % multiple:
             raise ValueError(f"image_size {image_size} is not a multiple of {multiple}, which the networks halve away")
-        self._weights = self._decoder_weights = ""
+        self._decoder_weights = ""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -109,10 +110,6 @@ class LDM(Drawer):
         self._weights, self._decoder_weights = tensors_digest(unet_tensors), tensors_digest(first_stage_tensors)
         return [f"LDM: {self.path}"]
 
-    def describe(self) -> DrawerFacts:
-        """See Drawer.describe."""
-        return self._facts(self._weights, "VQModel", self._decoder_weights)
-
     def _check(self, tensors: dict[str, Tensor]) -> None:
         ours = (_UNET, _FIRST_STAGE, _LABELS)
         foreign = [name for name in tensors if not (name.startswith(ours) or _LEFT_ALONE.fullmatch(name))]
@@ -139,17 +136,16 @@ class LDM(Drawer):
         )
         return network
 
-    def _sampled(self, label_B: Tensor, noise_BCHW: Tensor, step_noise: StepNoise) -> Tensor:
-        return self.sampler(
-            guided_noise(self._predicted, label_B, self.num_classes, self.guidance), noise_BCHW, step_noise
-        )
-
     def _predicted(self, x_BCHW: Tensor, k: int, label_B: Tensor) -> Tensor:
         predicted: Tensor = self.unet(x_BCHW, k, self.labels(label_B)[:, None]).sample
         return predicted
 
+    def _decoder(self) -> Decoder:
+        return Decoder("VQModel", self._decoder_weights)
+
     def _decoded(self, latent_BCHW: Tensor) -> Tensor:
-        image_BCHW: Tensor = self.first_stage.decode(latent_BCHW).sample
+        with tf32(False):
+            image_BCHW: Tensor = self.first_stage.decode(latent_BCHW).sample
         return image_BCHW
 
 

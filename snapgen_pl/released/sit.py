@@ -12,13 +12,13 @@ from snapgen_pl.flow.guidance import Guidance, guided_velocity
 from snapgen_pl.flow.samplers import SDE, Sampler, StepNoise
 from snapgen_pl.models.peers.dit import DiT, position_table
 from snapgen_pl.models.peers.sit import SiTVelocity
-from snapgen_pl.released.drawer import Drawer, DrawerFacts
+from snapgen_pl.released.autoencoder_drawer import AutoencoderDrawer
 from snapgen_pl.released.weights import fill, read_weights
 
 _POSITIONS = "pos_embed"
 
 
-class SiT(Drawer):
+class ReleasedSiT(AutoencoderDrawer):
     """SiT-XL/2 at 256 px: the file ``SiT-XL-2-256x256.pt`` that its authors' repository names.
 
     The defaults are of the published FID of 2.06: the SDE in 250 steps, guidance 1.5 on the first 3 of 4 channels.
@@ -56,19 +56,9 @@ class SiT(Drawer):
         sampler: Sampler = SDE(steps=250),  # noqa: B008 (frozen)
         guidance: Guidance = Guidance(scale=1.5, channels=3),  # noqa: B008 (frozen)
     ) -> None:
-        super().__init__(image_size, num_classes, guidance)
-        if image_size % (autoencoder.downsampling * patch):
-            side = autoencoder.downsampling * patch
-            raise ValueError(f"image_size {image_size} is not a multiple of {side}, the pixels along a patch")
-        self.path, self.autoencoder, self.sampler = path, autoencoder, sampler
+        super().__init__(image_size, num_classes, guidance, autoencoder, patch)
+        self.path, self.sampler = path, sampler
         self.hidden, self.depth, self.heads, self.patch = hidden, depth, heads, patch
-        self._weights = ""
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one latent."""
-        side = self.image_size // self.autoencoder.downsampling
-        return self.autoencoder.channels, side, side
 
     def ready(self, folder: Path) -> list[str]:
         """Reads the checkpoint and the autoencoder."""
@@ -86,11 +76,6 @@ class SiT(Drawer):
         self._weights = digest
         return [line for line in lines if line]
 
-    def describe(self) -> DrawerFacts:
-        """See Drawer.describe."""
-        identity = self.autoencoder.identity()
-        return self._facts(self._weights, str(identity["class"]), str(identity["weights"]))
-
     def _network(self) -> DiT:
         return DiT(
             self.autoencoder.channels,
@@ -102,14 +87,9 @@ class SiT(Drawer):
             learn_sigma=True,
         )
 
-    def _sampled(self, label_B: Tensor, noise_BCHW: Tensor, step_noise: StepNoise) -> Tensor:
-        velocity = guided_velocity(
-            self.denoiser, self.labels(label_B), self.labels.unconditional(label_B), self.guidance
-        )
+    def _sampled(self, label_B: Tensor, noise_BCHW: Tensor, step_noise: StepNoise, guidance: Guidance) -> Tensor:
+        velocity = guided_velocity(self.denoiser, self.labels(label_B), self.labels.unconditional(label_B), guidance)
         return self.sampler(velocity, noise_BCHW, step_noise)
-
-    def _decoded(self, latent_BCHW: Tensor) -> Tensor:
-        return self.autoencoder.decode(self.autoencoder.to_raw(latent_BCHW))
 
     def _check_positions(self, table_1SE: Tensor | None) -> None:
         """Positions are a fixed table, which our network computes: the file's has to be the same."""

@@ -31,15 +31,21 @@ def declared_denoiser(file: Path, **arguments: int) -> Denoiser:
 
 
 def measured_fids(reports: Path | None) -> Mapping[str, float]:
-    """FIDs of 50,000 samples, by the name of the report's file without its ending.
+    """FIDs by the full protocol (section 8), by the name of the report's file without its ending.
 
     Args:
         reports: the folder of ``<row>.json`` files that ``test`` wrote; None is the published experiments' own.
 
     Raises:
-        ValueError: for a file that is no report, or reports that were measured differently.
+        ValueError: for a file that is no report of the full protocol, or reports that were measured differently.
     """
     folder = reports or experiments_dir() / "results" / "imagenet256"
     found: dict[str, FIDReport] = {file.stem: read_report(file) for file in sorted(folder.glob("*.json"))}
+    for name, report in found.items():
+        if "fid" not in report.values or report.measurement.get("labels") != "uniform":
+            raise ValueError(
+                f"{folder / name}.json is not of 50,000 samples of uniform labels against the reference that is "
+                f"brought; it holds {', '.join(report.values)}"
+            )
     check_comparable(found)
-    return {name: report.values["fid"].value for name, report in found.items() if "fid" in report.values}
+    return {name: report.values["fid"].value for name, report in found.items()}

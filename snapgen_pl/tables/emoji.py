@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import yaml
 
+from snapgen_pl.digest import values_digest
 from snapgen_pl.experiments import experiments_dir
 from snapgen_pl.metrics.fid_report import FIDReport, check_comparable, parse_report
 from snapgen_pl.models.count import count
@@ -16,6 +17,7 @@ from snapgen_pl.tables.declared import declared_denoiser
 from snapgen_pl.tables.layout import Table, number
 from snapgen_pl.whole_files import write_json
 
+TABLE = experiments_dir() / "emoji" / "table"
 LATENT_SIZE = 32
 ALIKE = ("sampler", "guidance", "precision", "decoder")
 REFERENCE = "8_reference"
@@ -44,11 +46,13 @@ class RowRecord(NamedTuple):
         seed: of the run.
         validation_loss: of the EMA weights, after the last step.
         training_seconds: without validation and sampling.
+        recipe: hash of what it was trained by, see :func:`recipe`.
         report: of its samples.
     """
 
     row: str
     seed: int
+    recipe: str
     validation_loss: float
     training_seconds: float
     report: FIDReport
@@ -61,11 +65,18 @@ class RowRecord(NamedTuple):
         return path
 
 
+def recipe(row: str) -> str:
+    """SHA-256 over model, data and length of a row, as its files declare them now."""
+    files = [yaml.safe_load((TABLE / f"{name}.yaml").read_text(encoding="utf-8")) for name in ("base", row)]
+    kept = [{key: file.get(key) for key in ("model", "data", "ema")} for file in files]
+    return values_digest({"files": kept, "steps": files[0]["trainer"]["max_steps"]})
+
+
 def read_records(folder: Path) -> list[RowRecord]:
-    """All records of a folder; no two of them measured differently.
+    """All records of a folder; no two of them measured differently, each by the recipe of today.
 
     Raises:
-        ValueError: naming what is no record, or does not compare.
+        ValueError: naming what is no record, is of another recipe, or does not compare.
     """
     records: dict[str, RowRecord] = {}
     for file in sorted(folder.glob("*.json")):
@@ -74,6 +85,11 @@ def read_records(folder: Path) -> list[RowRecord]:
             records[file.stem] = RowRecord(**content | {"report": parse_report(content["report"])})
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file} is no record of a table's row: {error}") from error
+    if old := [name for name, record in records.items() if record.recipe != recipe(record.row)]:
+        raise ValueError(
+            f"{', '.join(old)} in {folder}: trained by another recipe than experiments/emoji/table has now; delete "
+            "these records and their runs, and run `make experiments`"
+        )
     check_comparable({name: record.report for name, record in records.items()}, ALIKE)
     return list(records.values())
 
@@ -114,14 +130,14 @@ class SmallRow(NamedTuple):
 def emoji(folder: Path) -> list[SmallRow]:
     """Counts every row, and takes the means of its runs."""
     records = read_records(folder)
-    base = yaml.safe_load((experiments_dir() / "emoji" / "table" / "base.yaml").read_text(encoding="utf-8"))
+    base = yaml.safe_load((TABLE / "base.yaml").read_text(encoding="utf-8"))
     arguments = base["model"]["init_args"]["denoiser"]["init_args"]
     channels, context = arguments["in_channels"], arguments["context_dim"]
     runs = {key: [record for record in records if record.row == key] for key in ROWS}
     reference = _values(runs[REFERENCE])
     rows = []
     for key, name in ROWS.items():
-        file = experiments_dir() / "emoji" / "table" / f"{key}.yaml"
+        file = TABLE / f"{key}.yaml"
         own = {"in_channels": channels} | ({"context_dim": context} if key[0].isdigit() else {})
         cost = count(declared_denoiser(file, **own), LATENT_SIZE, tokens=1)
         rows.append(_row(name, round(cost.params_m, 2), round(cost.gmacs, 3), runs[key], reference))

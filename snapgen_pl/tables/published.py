@@ -70,4 +70,4 @@ IMAGENET256 = (
     PublishedModel("SnapGen", "8_reference", "ablation/8_reference.yaml", 4, 32, 77, 372, 38, 2.06),
 )
 
-NOT_REPRODUCED = "SnapGen's 2.06 is not reproduced here: it takes thousands of GPU hours."
+NOT_REPRODUCED = "SnapGen's 2.06 is not reproduced here: see `table cost` for what it takes."

@@ -90,4 +90,8 @@ def test_the_frechet_distance_is_given_from_2500_images_on_and_names_their_numbe
 def test_another_input_size_is_another_metric_by_name() -> None:
     assert EffNetDistances().network == "effnet"
     assert EffNetDistances(input_size=128).network == "effnet_128px"
-    assert EffNetDistances(input_size=128).protocol()["input_size"] == 128
+    larger = EffNetDistances(input_size=128)
+    with pytest.raises(ValueError, match="effnet_128px is not prepared"):
+        larger.protocol()
+    larger.prepare(CPU)
+    assert larger.protocol()["input_size"] == 128

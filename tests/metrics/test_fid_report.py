@@ -11,7 +11,7 @@ REPORT = FIDReport(
     values={"fid@20": Score(3.5), "is@20": Score(7.0, 0.5)},
     controls={"real": {"fid@20": Score(1.0)}},
     measurement={"samples": 20, "metrics": {"inception": {"weights": "abc", "neighbours": 3}}},
-    drawing={"sampler": "Euler(steps=2)", "seed": 0},
+    drawing={"sampler": "Euler(steps=2)", "guidance": "Guidance(scale=1.0)", "seed": 0},
     weights={"sha256": "def"},
     seconds=1.5,
     made={"date": "2026-11-26"},

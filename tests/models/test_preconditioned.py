@@ -1,9 +1,13 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from snapgen_pl.models.denoiser import Denoiser
 from snapgen_pl.models.peers.dit import DiT
+from snapgen_pl.models.peers.sit import SiTVelocity
 from snapgen_pl.models.preconditioned import Preconditioned
+from snapgen_pl.models.wrapped import Wrapped
 from tests.models.test_unet import inputs, small_unet
 
 
@@ -20,14 +24,18 @@ def test_the_network_says_the_residual_of_a_linear_guess() -> None:
 
 
 @pytest.mark.parametrize("network", [small_unet(), DiT(hidden=32, depth=2, heads=4, context_dim=24)])
-def test_it_stands_wherever_the_network_does(network: Denoiser) -> None:
+@pytest.mark.parametrize("wrap", [lambda network: Preconditioned(network, 0.5), SiTVelocity])
+def test_it_stands_wherever_the_network_does(network: Denoiser, wrap: Callable[[Denoiser], Wrapped]) -> None:
     x, t, conditioning = inputs()
-    wrapped = Preconditioned(network, 0.5)
+    wrapped = wrap(network)
     assert list(wrapped.units()) == list(network.units())
     assert wrapped.feature_names == network.feature_names
     assert (wrapped.in_channels, wrapped.context_dim) == (network.in_channels, network.context_dim)
     raw, prepared = (wrapped(x, t, given).velocity_BCHW for given in (conditioning, wrapped.prepare(conditioning)))
     assert torch.equal(raw, prepared)
+    wrapped.check_features(network.feature_names)
+    with pytest.raises(ValueError, match=rf"unknown features \['nowhere'\]; {type(network).__name__} has"):
+        wrapped.check_features(("nowhere",))
 
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan")])

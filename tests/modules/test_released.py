@@ -15,16 +15,16 @@ from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.flow.samplers import Euler
 from snapgen_pl.models.peers.dit import DiT, position_table
 from snapgen_pl.modules.released import Released
-from snapgen_pl.released.sit import SiT, sit_names
+from snapgen_pl.released.sit import ReleasedSiT, sit_names
 from tests.tiny_kl import kl
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments" / "imagenet256" / "released"
 
 
-def sit(folder: Path) -> SiT:
+def sit(folder: Path) -> ReleasedSiT:
     """A small SiT with random weights, its file and autoencoder in a folder."""
     kl().save_pretrained(folder / "vae")
-    drawer = SiT(
+    drawer = ReleasedSiT(
         str(folder / "sit.pt"), KL(str(folder / "vae")), 32, 5, 32, 1, 4, sampler=Euler(2), guidance=Guidance(1.5)
     )
     torch.manual_seed(0)
@@ -68,6 +68,18 @@ def test_other_verbs_and_seeds_are_refused(tmp_path: Path) -> None:
         Released(sit(tmp_path)).setup("fit")
     with pytest.raises(ValueError, match="seed is -1"):
         Released(sit(tmp_path), seed=-1)
+
+
+def test_a_request_may_bring_its_guidance_and_no_other_sampler(tmp_path: Path) -> None:
+    drawer = sit(tmp_path)
+    drawer.ready(tmp_path)
+    module, request = Released(drawer, seed=3), LabelBatch(torch.tensor([0, 1]), torch.tensor([0, 1]))
+    own, strong = module.sample(request, Euler(2), Guidance(1.5)), module.sample(request, guidance=Guidance(4.0))
+    assert torch.equal(own, module.sample(request))
+    assert torch.equal(strong, drawer.draw(3, request, Guidance(4.0)))
+    assert not torch.equal(strong, own)
+    with pytest.raises(ValueError, match=r"set model\.drawer\.sampler"):
+        module.sample(request, Euler(3))
 
 
 def test_the_command_line_draws_from_an_experiments_file_at_small_size(

@@ -16,8 +16,14 @@ from snapgen_pl.flow.noise import initial_noise, step_noise
 from snapgen_pl.images import to_uint8
 from snapgen_pl.models.layers import sinusoid
 from snapgen_pl.released.diffusion import DDPM
-from snapgen_pl.released.dit import DiT
-from tests.released.tiny import CLASSES, assert_images_depend_on_positions_alone, difference, request
+from snapgen_pl.released.dit import ReleasedDiT
+from tests.released.tiny import (
+    CLASSES,
+    assert_a_request_may_bring_its_guidance,
+    assert_images_depend_on_positions_alone,
+    difference,
+    request,
+)
 from tests.tiny_kl import kl
 
 
@@ -44,12 +50,12 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def drawer(pipeline: Path, vae: Path | None = None, **options: Any) -> DiT:
+def drawer(pipeline: Path, vae: Path | None = None, **options: Any) -> ReleasedDiT:
     settings: dict[str, Any] = {"image_size": 32, "num_classes": CLASSES, "sampler": DDPM(4)} | options
-    return DiT(KL(str(vae or pipeline), subfolder="vae"), str(pipeline), **settings)
+    return ReleasedDiT(KL(str(vae or pipeline), subfolder="vae"), str(pipeline), **settings)
 
 
-def ready(pipeline: Path, **options: Any) -> DiT:
+def ready(pipeline: Path, **options: Any) -> ReleasedDiT:
     dit = drawer(pipeline, **options)
     dit.ready(pipeline)
     return dit
@@ -59,7 +65,11 @@ def test_images_depend_on_positions_alone(pipeline: Path) -> None:
     dit = ready(pipeline)
     assert_images_depend_on_positions_alone(dit)
     facts = dit.describe()
-    assert (facts.network, facts.network_calls, facts.sampler) == ("DiT", 4, "DDPM(steps=4)")
+    assert (facts.network, facts.network_calls, facts.sampler) == ("ReleasedDiT", 4, "DDPM(steps=4)")
+
+
+def test_a_request_may_bring_its_guidance(pipeline: Path) -> None:
+    assert_a_request_may_bring_its_guidance(ready(pipeline), ready(pipeline, guidance=Guidance(4.0)))
 
 
 def test_it_samples_as_dits_code_does(pipeline: Path) -> None:
@@ -112,6 +122,8 @@ def test_another_network_is_refused_by_name(pipeline: Path, tmp_path: Path) -> N
     weights.unlink()
     with pytest.raises(ValueError, match="holds no transformer of a DiT pipeline"):
         drawer(tmp_path, pipeline).ready(tmp_path)
+    with pytest.raises(ValueError, match="image_size 34 is not a multiple of 4"):
+        drawer(pipeline, image_size=34)
     with pytest.raises(ValueError, match="there is no folder"):
         drawer(tmp_path / "missing", pipeline).ready(tmp_path)
 

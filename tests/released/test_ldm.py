@@ -15,8 +15,14 @@ from snapgen_pl.flow.noise import initial_noise, step_noise
 from snapgen_pl.images import to_uint8
 from snapgen_pl.released.compvis import unet_name, vq_name
 from snapgen_pl.released.diffusion import DDIM, root_linear_schedule
-from snapgen_pl.released.ldm import LDM
-from tests.released.tiny import CLASSES, assert_images_depend_on_positions_alone, difference, request
+from snapgen_pl.released.ldm import ReleasedLDM
+from tests.released.tiny import (
+    CLASSES,
+    assert_a_request_may_bring_its_guidance,
+    assert_images_depend_on_positions_alone,
+    difference,
+    request,
+)
 
 WIDTHS, LAYERS, CONTEXT, DECODER_WIDTHS, CODES = (32, 64), 1, 16, (32, 64), 16
 UNET, FIRST_STAGE, LABELS = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.embedding.weight"
@@ -68,14 +74,14 @@ def checkpoint() -> dict[str, Tensor]:
     return tensors | {LABELS: labels}
 
 
-def drawer(file: Path, **options: Any) -> LDM:
+def drawer(file: Path, **options: Any) -> ReleasedLDM:
     sizes = {"widths": WIDTHS, "layers": LAYERS, "context_dim": CONTEXT, "num_classes": CLASSES, "image_size": 32}
     decoder = {"decoder_widths": DECODER_WIDTHS, "decoder_layers": LAYERS, "codes": CODES}
     settings: dict[str, Any] = sizes | decoder | {"sampler": DDIM(4)} | options
-    return LDM(str(file), **settings)
+    return ReleasedLDM(str(file), **settings)
 
 
-def loaded(tensors: dict[str, Tensor], folder: Path, **options: Any) -> LDM:
+def loaded(tensors: dict[str, Tensor], folder: Path, **options: Any) -> ReleasedLDM:
     torch.save({"state_dict": tensors, "global_step": 3}, folder / "model.ckpt")
     ldm = drawer(folder / "model.ckpt", **options)
     ldm.ready(folder)
@@ -171,12 +177,29 @@ def test_images_depend_on_positions_alone_and_on_what_the_record_says(tmp_path: 
     ldm = loaded(checkpoint(), tmp_path)
     assert_images_depend_on_positions_alone(ldm)
     facts = ldm.describe()
-    assert (facts.network, facts.network_calls, facts.sampler) == ("LDM", 4, "DDIM(steps=4, eta=1.0)")
+    assert (facts.network, facts.network_calls, facts.sampler) == ("ReleasedLDM", 4, "DDIM(steps=4, eta=1.0)")
     name = f"{FIRST_STAGE}quantize.embedding.weight"
     tensors = checkpoint()
     other = loaded(tensors | {name: tensors[name] + 1}, tmp_path).describe()
     assert other.weights == facts.weights
     assert other.decoder_weights != facts.decoder_weights
+
+
+def test_a_request_may_bring_its_guidance(tmp_path: Path) -> None:
+    tensors = checkpoint()
+    other = loaded(tensors, tmp_path, guidance=Guidance(4.0))
+    assert_a_request_may_bring_its_guidance(loaded(tensors, tmp_path), other)
+
+
+def test_it_decodes_without_tf32(tmp_path: Path) -> None:
+    ldm, during = loaded(checkpoint(), tmp_path), list[bool]()
+    before = torch.backends.cudnn.allow_tf32
+    ldm.unet.register_forward_hook(lambda *_: during.append(torch.backends.cudnn.allow_tf32))
+    ldm.first_stage.decoder.register_forward_hook(lambda *_: during.append(torch.backends.cudnn.allow_tf32))
+    ldm.draw(0, request(0))
+    assert before
+    assert during == [True] * 4 + [False]
+    assert torch.backends.cudnn.allow_tf32 == before
 
 
 def test_averages_and_tables_of_the_schedule_are_left_alone(tmp_path: Path) -> None:

@@ -14,8 +14,14 @@ from snapgen_pl.flow.guidance import Guidance, guided_velocity
 from snapgen_pl.flow.samplers import SDE, Heun
 from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
 from snapgen_pl.models.peers.sit import SiTVelocity
-from snapgen_pl.released.sit import SiT
-from tests.released.tiny import CLASSES, assert_images_depend_on_positions_alone, difference, request
+from snapgen_pl.released.sit import ReleasedSiT
+from tests.released.tiny import (
+    CLASSES,
+    assert_a_request_may_bring_its_guidance,
+    assert_images_depend_on_positions_alone,
+    difference,
+    request,
+)
 from tests.tiny_kl import kl
 
 HIDDEN, DEPTH, HEADS, GRID = 32, 2, 4, 4
@@ -122,20 +128,20 @@ def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> KL:
     return network
 
 
-def drawer(file: Path, autoencoder: KL, **options: Any) -> SiT:
+def drawer(file: Path, autoencoder: KL, **options: Any) -> ReleasedSiT:
     sizes: dict[str, Any] = {"hidden": HIDDEN, "depth": DEPTH, "heads": HEADS, "num_classes": CLASSES}
     settings = sizes | {"image_size": 32, "sampler": SDE(4)} | options
-    return SiT(str(file), autoencoder, **settings)
+    return ReleasedSiT(str(file), autoencoder, **settings)
 
 
-def loaded(tensors: dict[str, Tensor], folder: Path, autoencoder: KL, **options: Any) -> SiT:
+def loaded(tensors: dict[str, Tensor], folder: Path, autoencoder: KL, **options: Any) -> ReleasedSiT:
     torch.save(tensors, folder / "sit.pt")
     sit = drawer(folder / "sit.pt", autoencoder, **options)
     sit.ready(folder)
     return sit
 
 
-def velocity(sit: SiT, x: Tensor, t: float, label: Tensor) -> Tensor:
+def velocity(sit: ReleasedSiT, x: Tensor, t: float, label: Tensor) -> Tensor:
     with torch.no_grad():
         output: DenoiserOutput = sit.denoiser(x, torch.full((len(x),), t), sit.labels(label))
     return output.velocity_BCHW
@@ -211,7 +217,7 @@ def test_images_depend_on_positions_alone_and_on_what_the_record_says(tmp_path: 
     sit = loaded(tensors, tmp_path, autoencoder)
     assert_images_depend_on_positions_alone(sit)
     facts = sit.describe()
-    assert (facts.network, facts.network_calls, facts.decoder) == ("SiT", 4, "KL")
+    assert (facts.network, facts.network_calls, facts.decoder) == ("ReleasedSiT", 4, "KL")
     assert facts.sampler == "SDE(steps=4, shift=1.0, last_step=0.04, last='mean')"
     assert facts.guidance == "Guidance(scale=1.5, interval=(0.0, 1.0), channels=3)"
     assert facts.decoder_weights == sit.autoencoder.weights_digest()
@@ -231,6 +237,12 @@ def test_guidance_and_labels_reach_the_network(tmp_path: Path, autoencoder: KL) 
     assert difference(one, other) > 1
     with pytest.raises(ValueError, match="labels must lie in 0 to 4"):
         sit.draw(0, LabelBatch(torch.tensor([CLASSES]), torch.tensor([0])))
+
+
+def test_a_request_may_bring_its_guidance(tmp_path: Path, autoencoder: KL) -> None:
+    tensors = checkpoint()
+    other = loaded(tensors, tmp_path, autoencoder, guidance=Guidance(4.0))
+    assert_a_request_may_bring_its_guidance(loaded(tensors, tmp_path, autoencoder), other)
 
 
 def test_sizes_that_no_patches_tile_are_refused(autoencoder: KL) -> None:

@@ -31,5 +31,14 @@ def assert_images_depend_on_positions_alone(drawer: Drawer) -> None:
     assert difference(drawer.draw(3, request(0)), drawer.draw(4, request(0))) > 10
 
 
+def assert_a_request_may_bring_its_guidance(own: Drawer, other: Drawer) -> None:
+    """``other`` differs from ``own`` in guidance alone."""
+    before = own.describe()
+    guided = own.draw(3, request(0, 1), other.guidance)
+    assert torch.equal(guided, other.draw(3, request(0, 1)))
+    assert difference(guided, own.draw(3, request(0, 1))) > 1
+    assert own.describe() == before != other.describe()
+
+
 def difference(left: Tensor, right: Tensor) -> int:
     return int((left.int() - right.int()).abs().max())

@@ -1,33 +1,161 @@
+import csv
+import io
 import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from snapgen_pl.metrics.sample_metric import Score
+from snapgen_pl.tables.emoji import RowRecord, recipe
 from snapgen_pl.tables.table import table
+from tests.metrics.test_fid_report import REPORT
+
+Row = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[dict[str, float]]:
+def ablation() -> list[Row]:
     return json.loads(table("ablation", "json"))
 
 
-def test_the_ablation_counts_what_is_known_of_it(rows: list[dict[str, float]]) -> None:
+@pytest.fixture(scope="module")
+def imagenet256() -> list[Row]:
+    return json.loads(table("imagenet256", "json"))
+
+
+def test_the_ablation_counts_what_is_known_of_it(ablation: list[Row]) -> None:
     """Figures counted from an independent prototype, and the published totals of the last row."""
-    assert [row["params_m"] for row in rows] == pytest.approx(
+    assert [row["params_m"] for row in ablation] == pytest.approx(
         [634.1, 623.6, 483.4, 511.1, 445.4, 372.05, 372.37, 372.38], abs=0.06
     )
-    assert [row["gmacs_128"] for row in rows] == pytest.approx(
+    assert [row["gmacs_128"] for row in ablation] == pytest.approx(
         [1266.8, 1052.1, 712.8, 755.1, 663.7, 624.2, 644.6, 644.6], abs=0.06
     )
-    assert rows[-1]["gmacs_32"] == pytest.approx(37.92, abs=0.005)
+    assert ablation[-1]["gmacs_32"] == pytest.approx(37.92, abs=0.005)
 
 
-def test_counted_changes_are_near_the_published_ones(rows: list[dict[str, float]]) -> None:
-    for row in rows:
+def test_counted_changes_are_near_the_published_ones(ablation: list[Row]) -> None:
+    for row in ablation:
         for name in ("params_change", "macs_change"):
             if row[f"{name}_published"] is not None:
                 assert row[name] == pytest.approx(row[f"{name}_published"], abs=3.1)
 
 
-def test_markdown_says_the_same(rows: list[dict[str, float]]) -> None:
+def test_markdown_says_the_same(ablation: list[Row]) -> None:
     lines = table("ablation", "md").splitlines()
-    assert lines[1 + len(rows)].startswith("| 8. QK norm, RoPE: SnapGen | 372.38 | 37.92 | 644.6 |")
+    assert lines[1 + len(ablation)].startswith("| 8. QK norm, RoPE: SnapGen | 372.38 | 37.92 | 644.6 |")
+
+
+def test_every_model_of_the_imagenet_table_counts_as_published(imagenet256: list[Row]) -> None:
+    assert [row["model"] for row in imagenet256] == ["LDM-4", "U-ViT-L", "U-ViT-H", "DiT-XL", "SiT-XL", "SnapGen"]
+    for row in imagenet256:
+        assert row["params_m"] == pytest.approx(row["params_m_published"], rel=0.01), row["model"]
+        assert row["gmacs"] == pytest.approx(row["gmacs_published"], rel=0.01), row["model"]
+    assert list(imagenet256[0]) == [
+        "model",
+        "params_m",
+        "params_m_published",
+        "gmacs",
+        "gmacs_published",
+        "fid_published",
+        "fid_measured",
+    ]
+
+
+def test_csv_holds_what_json_does(imagenet256: list[Row]) -> None:
+    rows = list(csv.DictReader(io.StringIO(table("imagenet256", "csv"))))
+    assert [{key: str(value or "") for key, value in row.items()} for row in imagenet256] == rows
+
+
+def test_a_measured_fid_is_shown_where_a_report_of_the_full_protocol_lies(tmp_path: Path) -> None:
+    full = replace(REPORT, values={"fid": Score(2.345)}, measurement={"samples": 50_000, "labels": "uniform"})
+    full.write(tmp_path / "sit_xl.json")
+    full.write(tmp_path / "3_separable.json")
+    rows = json.loads(table("imagenet256", "json", tmp_path))
+    assert {row["model"]: row["fid_measured"] for row in rows if row["fid_measured"]} == {"SiT-XL": 2.345}
+    assert json.loads(table("ablation", "json", tmp_path))[2]["fid_measured"] == 2.345
+    assert "| SiT-XL | 673.7 / 675 | 118.6 / 119 | 2.06 | 2.35 |" in table("imagenet256", "md", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"), [({"fid@5000": Score(9.0)}, "uniform"), ({"fid": Score(2.0)}, "frequencies")]
+)
+def test_a_fid_of_less_than_the_full_protocol_is_refused(tmp_path: Path, values: dict[str, Score], labels: str) -> None:
+    replace(REPORT, values=values, measurement={"labels": labels}).write(tmp_path / "sit_xl.json")
+    with pytest.raises(ValueError, match=r"sit_xl\.json is not of 50,000 samples of uniform labels"):
+        table("imagenet256", "md", tmp_path)
+
+
+def test_fids_of_different_protocols_do_not_share_the_column(tmp_path: Path) -> None:
+    for name, reference in (("sit_xl", "a"), ("dit_xl", "b")):
+        measurement = {"labels": "uniform", "metrics": {"inception": {"reference_sha256": reference}}}
+        replace(REPORT, values={"fid": Score(2.0)}, measurement=measurement).write(tmp_path / f"{name}.json")
+    with pytest.raises(ValueError, match=r"do not stand in one column: they differ in metrics\.inception\.reference_sha"):
+        table("imagenet256", "md", tmp_path)
+
+
+def small(folder: Path, row: str, values: list[float], **changes: Any) -> None:
+    hardware = {"gpus": "", "cpu": "a core", "threads": 1}
+    for seed, value in enumerate(values):
+        report = replace(
+            REPORT,
+            values={"kid_effnet": Score(value, 0.2)},
+            controls={"8px": {"kid_effnet": Score(4.4)}},
+            weights={"images_seen": 6000},
+            made={"hardware": hardware},
+            **changes,
+        )
+        RowRecord(row, seed, recipe(row), 0.8, 100.0, report).write(folder)
+
+
+def test_a_difference_within_the_seeds_deviation_is_not_resolved(tmp_path: Path) -> None:
+    small(tmp_path, "8_reference", [5.0, 5.2, 5.4])
+    small(tmp_path, "1_sdxl_thin", [5.5, 5.6, 5.4])
+    small(tmp_path, "dit_xl", [9.0, 9.1, 9.2])
+    small(tmp_path, "ldm_4", [9.0])
+    rows = {row["row"]: row for row in json.loads(table("emoji", "json", tmp_path))}
+    assert rows["1. thin SDXL"]["resolved"] is False
+    assert rows["DiT-XL, SiT-XL"]["resolved"] is True
+    assert rows["LDM-4"]["resolved"] is None
+    assert rows["8. QK norm, RoPE: SnapGen"]["kid_effnet"] == pytest.approx(5.2)
+    assert rows["8. QK norm, RoPE: SnapGen"]["kid_effnet_sd"] == pytest.approx(0.2)
+    assert (rows["U-ViT-H"]["seeds"], rows["U-ViT-H"]["kid_effnet"]) == (0, None)
+    text = table("emoji", "md", tmp_path)
+    assert re.search(r"\| 1\. thin SDXL \|.*\| 5\.50 ± 0\.10 \|.*\| not resolved \|", text)
+    assert re.search(r"\| LDM-4 \|.*\| one seed \|", text)
+    assert "6,000 images" in text
+    assert "8px 4.40" in text
+
+
+def test_records_of_another_sampler_or_another_recipe_do_not_stand_in_the_small_table(tmp_path: Path) -> None:
+    small(tmp_path / "a", "8_reference", [5.0])
+    small(tmp_path / "a", "dit_xl", [5.0], drawing={"sampler": "Heun", "guidance": "Guidance(scale=1.0)"})
+    with pytest.raises(ValueError, match="differ in sampler"):
+        table("emoji", "md", tmp_path / "a")
+    small(tmp_path / "b", "8_reference", [5.0])
+    file = tmp_path / "b" / "8_reference-seed0.json"
+    file.write_text(file.read_text().replace(recipe("8_reference"), "another"))
+    with pytest.raises(ValueError, match=r"8_reference-seed0 in .*: trained by another recipe"):
+        table("emoji", "md", tmp_path / "b")
+    (tmp_path / "b" / "8_reference-seed0.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no record of a table's row"):
+        table("emoji", "md", tmp_path / "b")
+
+
+def test_the_cost_is_the_schedule_over_the_speed_and_says_what_was_measured(tmp_path: Path) -> None:
+    record = {
+        "batch": 2,
+        "environment": {"processor": "a core", "threads": 1},
+        "training": {"snapgen": {"wall_median_s": 4.0}},
+    }
+    (tmp_path / "unet_cpu.json").write_text(json.dumps(record))
+    rows = json.loads(table("cost", "json", tmp_path))
+    (measured,) = [row for row in rows if row["basis"] == "measured" and row["schedule"].startswith("400K")]
+    assert (measured["model"], measured["images_per_s"]) == ("SnapGen", 0.5)
+    assert measured["hours"] == pytest.approx(400_000 * 256 / 0.5 / 3600, rel=1e-4)
+    assumed = {(row["model"], row["device"]): row["images_per_s"] for row in rows if row["basis"] == "assumed"}
+    # By hand: 35 % of 989 TFLOP/s over 6 x 37.92 GMACs.
+    assert assumed["SnapGen", "H100"] == pytest.approx(0.35 * 989e12 / (6 * 37.92e9), rel=1e-3)

@@ -1,0 +1,33 @@
+"""A denoiser in another's place: what it says differs, all else is the other's."""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from snapgen_pl.models.denoiser import Conditioning, Denoiser, PreparedConditioning
+
+
+class Wrapped(Denoiser):
+    """Asks a denoiser and says something else; subclasses write ``forward`` alone.
+
+    Args:
+        denoiser: the network.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.in_channels, self.context_dim = denoiser.in_channels, denoiser.context_dim
+        self.feature_names = denoiser.feature_names
+
+    def units(self) -> Iterator[nn.Module]:
+        """The network's."""
+        return self.denoiser.units()
+
+    def check_features(self, features: tuple[str, ...]) -> None:
+        """As the network does."""
+        self.denoiser.check_features(features)
+
+    def prepare(self, conditioning: Conditioning) -> PreparedConditioning:
+        """As the network does."""
+        return self.denoiser.prepare(conditioning)
