@@ -10,10 +10,23 @@ import pytest
 import torch
 
 from snapgen_pl.fsdp import match_layouts
+from snapgen_pl.metrics.fid_report import read_report
 from snapgen_pl.models.unet import UNet
 from tests import pretrain_run, sample_run
 
 QUICKSTART = Path(__file__).parents[1] / "experiments" / "quickstart.yaml"
+CALLBACKS = """\
+trainer:
+  callbacks:
+    - class_path: callbacks.sample_grid.SampleGrid
+      init_args: {rows: 2}
+    - class_path: callbacks.sample_metrics.SampleMetrics  # three chunks on two processes: one is made again and dropped
+      init_args:
+        metrics: [{class_path: snapgen_pl.metrics.effnet_distances.EffNetDistances, init_args: {subset_size: 16}}]
+        samples: 24
+        batch_size: 8
+        control_images: 16
+"""
 SHARDED = (
     *("--trainer.devices", "2", "--trainer.strategy", "snapgen_pl.fsdp.FSDP2"),
     *("--trainer.strategy.process_group_backend", "gloo"),
@@ -21,15 +34,25 @@ SHARDED = (
 
 
 def fit(images: Path, runs: Path, name: str, steps: int, *more: str) -> None:
+    (runs / "callbacks.yaml").write_text(CALLBACKS)
     words = [
-        *("fit", "--config", str(QUICKSTART), "--runs", str(runs), "--name", name),
+        *(
+            "fit",
+            "--config",
+            str(QUICKSTART),
+            "--config",
+            str(runs / "callbacks.yaml"),
+            "--runs",
+            str(runs),
+            "--name",
+            name,
+        ),
         *("--data.source", "snapgen_pl.data.image_folder.ImageFolder", "--data.source.root", str(images)),
         *("--data.image_size", "32", "--model.image_size", "32", "--trainer.accelerator", "cpu"),
         *("--model.decay_images", "null", "--model.sampler.steps", "2", "--trainer.val_check_interval", "2"),
         # Adam's first steps have the size of the learning rate whatever the gradient, so that differences in the last
         # bit of gradients near zero would show.
         *("--model.optimizer.eps", "1e-3", "--model.optimizer.lr", "1e-3", "--model.warmup_images", "0"),
-        *("--trainer.callbacks", "callbacks.sample_grid.SampleGrid", "--trainer.callbacks.rows", "2"),
         *("--trainer.max_steps", str(steps), *more),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -54,6 +77,10 @@ def test_sharded_training_equals_one_process_and_its_checkpoint_serves_both(tmp_
     fit(images, tmp_path, "sharded", 4, *SHARDED, "--ckpt_path", "last")
     assert_close(tmp_path / "sharded", tmp_path / "one")
     assert (tmp_path / "sharded" / "samples" / "000000032.png").exists()
+    one, sharded = (read_report(tmp_path / name / "metrics.json") for name in ("one", "sharded"))
+    assert sharded.values["kid_effnet"].value == pytest.approx(one.values["kid_effnet"].value, abs=0.05)
+    assert sharded.controls == one.controls
+    assert sharded.measurement == one.measurement
     for name, more in (("one", ()), ("sharded", SHARDED)):
         fit(images, tmp_path, name, 6, "--ckpt_path", "last", *more)
     assert_close(tmp_path / "sharded", tmp_path / "one")

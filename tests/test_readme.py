@@ -3,12 +3,13 @@
 import re
 import shlex
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 import pytest
 
+from benchmarks.readme import filled
 from snapgen_pl.__main__ import FUNCTION_VERBS, TRAINER_VERBS, main
-from snapgen_pl.tables.table import table
+from snapgen_pl.tables.table import Name, table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -16,7 +17,12 @@ BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [
     shlex.split(line, comments=True) for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line
 ]
-OURS = [words[words.index("-m") + 2 :] for words in COMMANDS if "snapgen_pl" in words and "--config" in words]
+# Those of a run need one: tests/test_experiments.py has the configurations that they name.
+OURS = [
+    words[words.index("-m") + 2 :]
+    for words in COMMANDS
+    if "snapgen_pl" in words and "--config" in words and "--run" not in words
+]
 
 
 def test_it_shows_commands_of_every_verb() -> None:
@@ -42,9 +48,17 @@ def test_its_make_targets_exist() -> None:
     assert {words[1] for words in COMMANDS if words[0] == "make"} <= targets
 
 
-@pytest.mark.parametrize("name", ["imagenet256", "ablation", "emoji", "cost"])
-def test_its_tables_are_those_that_the_code_makes(name: Literal["imagenet256", "ablation", "emoji", "cost"]) -> None:
-    assert table(name, "md") in README
+@pytest.mark.parametrize("name", get_args(Name))
+def test_its_tables_are_those_that_the_code_makes(name: Name) -> None:
+    assert table(name, "md") in README, "run `python -m benchmarks.readme`"
+
+
+def test_the_tables_are_put_between_their_marks() -> None:
+    emptied = re.sub(r"(<!-- table \w+ -->\n).*?(\n<!-- end -->)", r"\1old\2", README, flags=re.DOTALL)
+    assert emptied != README
+    assert filled(emptied) == README
+    with pytest.raises(ValueError, match="the README has 0 places for the table imagenet256"):
+        filled("")
 
 
 def test_it_links_to_files_that_exist() -> None:

@@ -1,7 +1,7 @@
 """The verb ``table``."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from snapgen_pl.tables.ablation import ablation_table
 from snapgen_pl.tables.cost import cost_table
@@ -9,9 +9,11 @@ from snapgen_pl.tables.emoji import emoji_table
 from snapgen_pl.tables.imagenet256 import imagenet256_table
 from snapgen_pl.tables.layout import Format
 
+Name: TypeAlias = Literal["imagenet256", "ablation", "emoji", "cost"]
+
 
 def table(
-    name: Literal["imagenet256", "ablation", "emoji", "cost"],
+    name: Name,
     format: Format = "md",  # noqa: A002 (the flag's name)
     reports: Path | None = None,
 ) -> str:

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from callbacks.ema import EMA
+from callbacks.sample_metrics import SampleMetrics
 from snapgen_pl.__main__ import main
 from snapgen_pl.autoencoders.kl import KL
 from snapgen_pl.conditioning.class_tokens import ClassTokens
@@ -13,6 +16,9 @@ from snapgen_pl.data.label_data import LabelData
 from snapgen_pl.data.source import LabelBatch
 from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.flow.samplers import Euler
+from snapgen_pl.metrics.draws import uniform
+from snapgen_pl.metrics.fid_report import check_comparable, read_report
+from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, SampleMetric, Score
 from snapgen_pl.models.peers.dit import DiT, position_table
 from snapgen_pl.modules.released import Released
 from snapgen_pl.released.sit import ReleasedSiT, sit_names
@@ -61,6 +67,55 @@ def test_predict_reads_the_weights_and_draws_every_position(tmp_path: Path) -> N
     assert (module.sample(whole).int() - images.int()).abs().max() <= 1
     assert images.float().std(dim=0).mean() > 1
     assert (module.images_seen, module.sampler, module.guidance) == (0, Euler(2), Guidance(1.5))
+
+
+class Brightness(SampleMetric):
+    """The mean of pixels; it brings what it compares with."""
+
+    network, least_images, brings_reference = "pixels", 1, True
+
+    def protocol(self) -> Facts:
+        return {"reference": 0}
+
+    def prepare(self, device: torch.device) -> None:
+        pass
+
+    def features(self, image_BCHW: Tensor) -> dict[str, Tensor]:
+        return {"pixels": image_BCHW.float().mean(dim=(2, 3))}
+
+    def set_reference(self, features: FeatureSet) -> None:
+        raise AssertionError("it brings its own")
+
+    def measure(self, features: FeatureSet) -> dict[str, Score]:
+        return {"brightness": Score(float(torch.cat(list(features.read("pixels"))).mean()))}
+
+
+def test_released_weights_are_measured_at_several_guidances_without_any_training_image(tmp_path: Path) -> None:
+    metrics = SampleMetrics(
+        [Brightness()], test_samples=5, batch_size=2, labels="uniform", guidances=[Guidance(1.5), Guidance(4.0)]
+    )
+    module = Released(sit(tmp_path), seed=3)
+    # The command line adds EMA to every run; it has nothing to average here.
+    trainer(tmp_path, callbacks=[metrics, EMA(half_life_images=20)]).test(module, LabelData(5), verbose=False)
+    reports = [read_report(path) for path in (tmp_path / "reports").glob("*.json")]
+    assert {report.drawing["guidance"] for report in reports} == {repr(Guidance(1.5)), repr(Guidance(4.0))}
+    for report in reports:
+        assert (report.weights["which"], report.weights["images_seen"]) == ("as released", 0)
+        assert report.weights["sha256"] == module.drawer.describe().weights
+        assert (report.measurement["samples"], report.measurement["labels"]) == (5, "uniform")
+        guidance = Guidance(1.5) if "1.5" in str(report.drawing["guidance"]) else Guidance(4.0)
+        images = torch.cat([module.sample(LabelBatch(*part), guidance=guidance) for part in parts(uniform(5, 5))])
+        assert report.values["brightness"].value == pytest.approx(float(images.float().mean()), abs=1e-3)
+    check_comparable(dict(zip("ab", reports, strict=True)))
+
+
+def test_released_weights_are_not_measured_by_the_frequencies_of_images_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not of LabelData"):
+        trainer(tmp_path, callbacks=[SampleMetrics([Brightness()])]).test(Released(sit(tmp_path)), LabelData(5))
+
+
+def parts(request: LabelBatch) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(request.label_B.split(2), request.position_B.split(2), strict=True)
 
 
 def test_other_verbs_and_seeds_are_refused(tmp_path: Path) -> None:

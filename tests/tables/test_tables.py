@@ -93,7 +93,9 @@ def test_fids_of_different_protocols_do_not_share_the_column(tmp_path: Path) -> 
     for name, reference in (("sit_xl", "a"), ("dit_xl", "b")):
         measurement = {"labels": "uniform", "metrics": {"inception": {"reference_sha256": reference}}}
         replace(REPORT, values={"fid": Score(2.0)}, measurement=measurement).write(tmp_path / f"{name}.json")
-    with pytest.raises(ValueError, match=r"do not stand in one column: they differ in metrics\.inception\.reference_sha"):
+    with pytest.raises(
+        ValueError, match=r"do not stand in one column: they differ in metrics\.inception\.reference_sha"
+    ):
         table("imagenet256", "md", tmp_path)
 
 
