@@ -4,23 +4,41 @@ Row by row and seed by seed; what has a record is not done again, and a run that
 ``python -m snapgen_pl table emoji`` prints the records.
 """
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import torch
 import yaml
 from jsonargparse import auto_cli
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from benchmarks.networks import Subject
+from benchmarks.unet import run_cpu
 from snapgen_pl import checkpoints
 from snapgen_pl.metrics.fid_report import read_report
 from snapgen_pl.runs import Run
-from snapgen_pl.tables.emoji import QUALITY, ROWS, TABLE, RowRecord, SmallRow, emoji, recipe
+from snapgen_pl.tables.emoji import (
+    LATENT_SIZE,
+    QUALITY,
+    REFERENCE,
+    ROWS,
+    SNAPGEN,
+    TABLE,
+    RowRecord,
+    SmallRow,
+    emoji,
+    recipe,
+    small_denoiser,
+)
 
 METRICS = "metrics.json"
 RESULTS = Path("experiments/results/emoji_table")
+SPEED = Path("experiments/results/emoji_table_speed.json")
 PLOT = Path("experiments/results/emoji_table.png")
 
 
@@ -42,6 +60,8 @@ def main(rows: Sequence[str] = tuple(ROWS), seeds: Sequence[int] = (0,), runs: P
             if not (RESULTS / f"{row}-seed{seed}.json").exists():
                 train(row, seed, runs)
                 print(f"Written to {record(row, seed, runs).write(RESULTS)}", flush=True)
+    if not SPEED.exists():
+        time_steps(SPEED)
     plot(emoji(RESULTS), PLOT)
     print(f"Drawn in {PLOT}")
 
@@ -93,6 +113,15 @@ def record(row: str, seed: int, runs: Path) -> RowRecord:
     if loss.step != seconds.step:
         raise ValueError(f"{run}: validated at step {loss.step}, trained to {seconds.step}; the row's cadence must fit")
     return RowRecord(row, seed, recipe(row), loss.value, round(seconds.value, 1), report)
+
+
+def time_steps(path: Path) -> None:
+    """Times predictions and training steps of all rows in turn, on one core."""
+    torch.set_num_threads(1)
+    subjects = {SNAPGEN: REFERENCE} | {row: row for row in ROWS if row != REFERENCE}
+    networks = {name: Subject(partial(small_denoiser, row), tokens=1) for name, row in subjects.items()}
+    report = run_cpu(networks, batch=8, size=LATENT_SIZE, rounds=3, training_rounds=3)
+    path.write_text(json.dumps(report.record(), indent=2) + "\n")
 
 
 def plot(rows: Sequence[SmallRow], path: Path) -> None:

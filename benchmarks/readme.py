@@ -17,11 +17,10 @@ def filled(text: str) -> str:
     """
     for name in get_args(Name):
         start, end = f"<!-- table {name} -->\n", "\n<!-- end -->"
-        pattern = f"({re.escape(start)}).*?({re.escape(end)})"
-        made = table(name, "md")
-        text, found = re.subn(pattern, lambda marks, made=made: marks[1] + made + marks[2], text, flags=re.DOTALL)
-        if found != 1:
+        place = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
+        if (found := len(place.findall(text))) != 1:
             raise ValueError(f"the README has {found} places for the table {name}; mark one: {start}{end}")
+        text = place.sub((start + table(name, "md") + end).replace("\\", r"\\"), text)
     return text
 
 

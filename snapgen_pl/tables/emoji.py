@@ -13,6 +13,7 @@ from snapgen_pl.digest import values_digest
 from snapgen_pl.experiments import experiments_dir
 from snapgen_pl.metrics.fid_report import FIDReport, check_comparable, parse_report
 from snapgen_pl.models.count import count
+from snapgen_pl.models.denoiser import Denoiser
 from snapgen_pl.tables.declared import declared_denoiser
 from snapgen_pl.tables.layout import Table, number
 from snapgen_pl.whole_files import write_json
@@ -21,6 +22,7 @@ TABLE = experiments_dir() / "emoji" / "table"
 LATENT_SIZE = 32
 ALIKE = ("sampler", "guidance", "precision", "decoder")
 REFERENCE = "8_reference"
+SNAPGEN = "snapgen"  # what benchmarks call the reference
 QUALITY = "kid_effnet"
 ROWS = {
     "1_sdxl_thin": "1. thin SDXL",
@@ -110,6 +112,7 @@ class SmallRow(NamedTuple):
             None where one of them has one seed.
         training_seconds: of a run.
         sampling_seconds: of drawing and measuring a run's samples.
+        step_time: of a training step, over the reference's, both in one interleaved run.
         hardware: what it ran on.
     """
 
@@ -124,36 +127,68 @@ class SmallRow(NamedTuple):
     resolved: bool | None
     training_seconds: float | None
     sampling_seconds: float | None
+    step_time: float | None
     hardware: str | None
+
+
+def small_denoiser(row: str) -> Denoiser:
+    """A row's network, on the meta device."""
+    base = yaml.safe_load((TABLE / "base.yaml").read_text(encoding="utf-8"))
+    shared = base["model"]["init_args"]["denoiser"]["init_args"]
+    declared = yaml.safe_load((TABLE / f"{row}.yaml").read_text(encoding="utf-8"))
+    own = declared["model"]["init_args"]["denoiser"]["init_args"]
+    return declared_denoiser(TABLE / f"{row}.yaml", **{key: shared[key] for key in shared if key not in own})
 
 
 def emoji(folder: Path) -> list[SmallRow]:
     """Counts every row, and takes the means of its runs."""
     records = read_records(folder)
-    base = yaml.safe_load((TABLE / "base.yaml").read_text(encoding="utf-8"))
-    arguments = base["model"]["init_args"]["denoiser"]["init_args"]
-    channels, context = arguments["in_channels"], arguments["context_dim"]
     runs = {key: [record for record in records if record.row == key] for key in ROWS}
-    reference = _values(runs[REFERENCE])
+    reference, times = _values(runs[REFERENCE]), step_times(folder)
     rows = []
     for key, name in ROWS.items():
-        file = TABLE / f"{key}.yaml"
-        own = {"in_channels": channels} | ({"context_dim": context} if key[0].isdigit() else {})
-        cost = count(declared_denoiser(file, **own), LATENT_SIZE, tokens=1)
-        rows.append(_row(name, round(cost.params_m, 2), round(cost.gmacs, 3), runs[key], reference))
+        cost = count(small_denoiser(key), LATENT_SIZE, tokens=1)
+        row = _row(name, round(cost.params_m, 2), round(cost.gmacs, 3), runs[key], reference)
+        rows.append(row._replace(step_time=times.get(key)))
     return rows
+
+
+def step_times(folder: Path) -> dict[str, float]:
+    """The time of each row's training step over the reference's, as far as the benchmark measured it.
+
+    Args:
+        folder: of the records; the times lie beside it.
+    """
+    file = folder.with_name(f"{folder.name}_speed.json")
+    if not file.exists():
+        return {}
+    times = json.loads(file.read_text(encoding="utf-8"))["training"]
+    ours = times[SNAPGEN]["cpu_min_s"]
+    return {REFERENCE if key == SNAPGEN else key: time["cpu_min_s"] / ours for key, time in times.items()}
 
 
 def emoji_table(reports: Path | None) -> Table:
     """Quality beside compute, with the figures that images of known quality have."""
     folder = reports or experiments_dir() / "results" / "emoji_table"
     rows = emoji(folder)
-    header = ("row", "params M", "GMACs", QUALITY, "val loss", "against SnapGen", "training s", "sampling s", "seeds")
+    header = (
+        "row",
+        "params M",
+        "GMACs",
+        "step time",
+        QUALITY,
+        "val loss",
+        "against SnapGen",
+        "training s",
+        "sampling s",
+        "seeds",
+    )
     cells = [
         (
             row.row,
             f"{row.params_m:.2f}",
             f"{row.gmacs:.2f}",
+            number(row.step_time, 2),
             number(row.kid_effnet, 2) + ("" if row.kid_effnet_sd is None else f" ± {row.kid_effnet_sd:.2f}"),
             number(row.validation_loss, 4),
             _verdict(row),
@@ -168,7 +203,7 @@ def emoji_table(reports: Path | None) -> Table:
 
 def _row(name: str, params_m: float, gmacs: float, runs: list[RowRecord], reference: list[float]) -> SmallRow:
     if not runs:
-        return SmallRow(name, params_m, gmacs, 0, *[None] * 8)
+        return SmallRow(name, params_m, gmacs, 0, *[None] * 9)
     values = _values(runs)
     frechet = [score.value for run in runs for key, score in run.report.values.items() if key.startswith("fd_effnet@")]
     machines = {_machine(run.report) for run in runs}
@@ -184,6 +219,7 @@ def _row(name: str, params_m: float, gmacs: float, runs: list[RowRecord], refere
         _resolved(values, reference),
         statistics.fmean(run.training_seconds for run in runs),
         statistics.fmean(run.report.seconds for run in runs),
+        None,
         ", ".join(sorted(machines)),
     )
 
@@ -223,7 +259,8 @@ def _notes(rows: list[SmallRow], records: list[RowRecord]) -> str:
     text = (
         f"{images:,} images each of 64 px emoji as 32x32x12 latents; {samples} samples by {report.drawing['sampler']}, "
         f"{report.drawing['guidance']}. {QUALITY} beside images of known quality: {beside}. A difference from SnapGen "
-        "under twice the seeds' deviation is not resolved, and of one seed none is. Seconds are of "
+        "under twice the seeds' deviation is not resolved, and of one seed none is. Step time is a training step's "
+        "over SnapGen's, in one interleaved run on one core. Seconds are of runs on "
         f"{machines}; rows that ran beside other work took longer than they need."
     )
     return textwrap.fill(text, 120)

@@ -161,3 +161,12 @@ def test_the_cost_is_the_schedule_over_the_speed_and_says_what_was_measured(tmp_
     assumed = {(row["model"], row["device"]): row["images_per_s"] for row in rows if row["basis"] == "assumed"}
     # By hand: 35 % of 989 TFLOP/s over 6 x 37.92 GMACs.
     assert assumed["SnapGen", "H100"] == pytest.approx(0.35 * 989e12 / (6 * 37.92e9), rel=1e-3)
+
+
+def test_step_times_are_ratios_of_one_run(tmp_path: Path) -> None:
+    folder = tmp_path / "emoji_table"
+    small(folder, "8_reference", [5.0])
+    times = {"snapgen": {"cpu_min_s": 2.0}, "dit_xl": {"cpu_min_s": 5.0}}
+    (tmp_path / "emoji_table_speed.json").write_text(json.dumps({"training": times}))
+    rows = {row["row"]: row["step_time"] for row in json.loads(table("emoji", "json", folder))}
+    assert (rows["8. QK norm, RoPE: SnapGen"], rows["DiT-XL, SiT-XL"], rows["LDM-4"]) == (1.0, 2.5, None)

@@ -140,7 +140,7 @@ def test_its_units_hold_all_but_the_ends_and_the_time_embedding() -> None:
 
 def test_bad_input_is_refused_with_the_remedy() -> None:
     x_BCHW, t_B, conditioning = inputs()
-    with pytest.raises(ValueError, match="LDM has none"):
+    with pytest.raises(ValueError, match=r"unknown features \['middle'\]; LDM has"):
         SHARED(x_BCHW, t_B, conditioning, features=("middle",))
     with pytest.raises(ValueError, match="no pooled vector"):
         SHARED(x_BCHW, t_B, conditioning._replace(pooled_BP=torch.randn(2, 3)))
