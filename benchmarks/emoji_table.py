@@ -84,17 +84,21 @@ def train(row: str, seed: int, runs: Path) -> None:
     settings |= {"model.seed": seed, "data.seed": seed}
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     if run.exists():
-        words += ["--ckpt_path", str(begin_again(run))]
+        words += ["--ckpt_path", str(begin_again(run, steps()))]
     configs = ["--config", str(TABLE / "base.yaml"), "--config", str(TABLE / f"{row}.yaml")]
     subprocess.run([sys.executable, "-m", "snapgen_pl", "fit", *configs, *words], check=True)
 
 
-def begin_again(run: Run) -> Path | str:
-    """Where an interrupted run goes on: at its newest checkpoint that is not of its end.
+def steps() -> int:
+    """How long a row is trained."""
+    return int(yaml.safe_load((TABLE / "base.yaml").read_text(encoding="utf-8"))["trainer"]["max_steps"])
+
+
+def begin_again(run: Run, end: int) -> Path | str:
+    """Where an interrupted run goes on: at its newest checkpoint before its end.
 
     A run at its end has nothing left to do for ``fit``; what was cut off there is validation and samples.
     """
-    end = int(yaml.safe_load((TABLE / "base.yaml").read_text())["trainer"]["max_steps"])
     previous = run.folder / checkpoints.PREVIOUS
     at_end = checkpoints.step_of(checkpoints.newest(run.folder)) == end
     return previous if at_end else "last"

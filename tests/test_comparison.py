@@ -1,12 +1,19 @@
 """Runs of one table stand side by side in TensorBoard: the same tags, at the same steps, on the same noise."""
 
+from pathlib import Path
+
 import pytest
 from google.protobuf.json_format import MessageToDict
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from benchmarks.emoji_table import begin_again, plot, record
 from snapgen_pl.__main__ import main
+from snapgen_pl.checkpoints import PREVIOUS
+from snapgen_pl.runs import Run
+from snapgen_pl.tables.emoji import emoji
 from tests import sample_run
 from tests.test_experiments import SMALL, SMALL_STAGES, flags
 
@@ -46,15 +53,23 @@ trainer:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, EventAccumulator]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two rows, trained in small."""
     folder = tmp_path_factory.mktemp("table")
     images = sample_run.image_folder(folder / "images")
     (folder / "callbacks.yaml").write_text(CALLBACKS)
     for row, sizes in SIZES.items():
         configs = [SMALL / "base.yaml", SMALL / f"{row}.yaml", folder / "callbacks.yaml"]
-        settings = QUICK | sizes | {"data.source.root": str(images), "runs": str(folder), "name": row}
+        settings = (
+            QUICK | sizes | {"data.source.root": str(images), "runs": str(folder), "name": f"emoji-table/{row}-seed0"}
+        )
         assert main(["fit", *(word for file in configs for word in ("--config", str(file))), *flags(settings)]) == 0
-    return {row: EventAccumulator(str(folder / row)).Reload() for row in SIZES}
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> dict[str, EventAccumulator]:
+    return {row: EventAccumulator(str(folder / "emoji-table" / f"{row}-seed0")).Reload() for row in SIZES}
 
 
 def test_rows_write_the_same_tags_at_the_same_steps(runs: dict[str, EventAccumulator]) -> None:
@@ -99,3 +114,25 @@ def test_rows_are_ranked_by_the_metrics_and_told_apart_by_what_differs(runs: dic
     assert told[0]["model.denoiser.class_path"] != told[1]["model.denoiser.class_path"]
     for shared in ("model.sampler.steps", "data.batch_size", "seed_everything", "model.seed"):
         assert told[0][shared] == told[1][shared]
+
+
+def test_a_row_is_recorded_and_drawn_as_it_ended(
+    folder: Path, runs: dict[str, EventAccumulator], tmp_path: Path
+) -> None:
+    for row, events in runs.items():
+        found = record(row, 0, folder)
+        assert found.validation_loss == events.Scalars("val/loss")[-1].value
+        assert found.report.values["kid_effnet"].value == pytest.approx(events.Scalars("kid_effnet")[-1].value)
+        assert found.training_seconds > 0
+        found.write(tmp_path / "records")
+    rows = {row.row: row for row in emoji(tmp_path / "records")}
+    assert rows["U-ViT-H"].seeds == 1
+    plot(list(rows.values()), tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as image:
+        assert image.width > 1000
+
+
+def test_a_run_that_was_cut_off_at_its_end_goes_on_before_it(folder: Path) -> None:
+    run = Run(folder / "emoji-table" / "8_reference-seed0")
+    assert begin_again(run, end=3) == "last"
+    assert begin_again(run, end=2) == run.folder / PREVIOUS
