@@ -48,9 +48,8 @@ def test_metrics_of_the_same_features_are_theirs(width: int) -> None:
     assert precision_recall(reference_ND, samples_MD, k=5) != pytest.approx(shares, abs=1e-7)
 
 
-@pytest.mark.parametrize(
-    ("count", "splits"), [(8, 3), pytest.param(300, 10, marks=pytest.mark.slow)], ids=["8 images", "300 images"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "splits"), [(8, 3), (300, 10)], ids=["8 images", "300 images"])
 def test_metrics_of_two_folders_of_images_are_theirs(count: int, splits: int, tmp_path: Path) -> None:
     samples, reference = emoji("twemoji", count), emoji("noto", count)
     weights = random_weights(tmp_path / "weights.pth", reference[:8])

@@ -21,7 +21,7 @@ from tests.metrics.fidelity import random_weights
 from tests.metrics.test_against_torch_fidelity import by_features
 
 CPU = torch.device("cpu")
-COUNT = 24
+COUNT = 12
 
 
 def emoji(style: Style) -> Tensor:
