@@ -32,8 +32,10 @@ from snapgen_pl.tables.emoji import (
     RowRecord,
     SmallRow,
     emoji,
+    read_records,
     recipe,
     small_denoiser,
+    step_times,
 )
 
 METRICS = "metrics.json"
@@ -62,7 +64,7 @@ def main(rows: Sequence[str] = tuple(ROWS), seeds: Sequence[int] = (0,), runs: P
                 print(f"Written to {record(row, seed, runs).write(RESULTS)}", flush=True)
     if not SPEED.exists():
         time_steps(SPEED)
-    plot(emoji(RESULTS), PLOT)
+    plot(emoji(read_records(RESULTS), step_times(RESULTS)), PLOT)
     print(f"Drawn in {PLOT}")
 
 

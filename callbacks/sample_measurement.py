@@ -10,7 +10,6 @@ from typing import NamedTuple, TypeAlias
 
 import lightning as L
 import torch
-from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -33,6 +32,7 @@ from snapgen_pl.metrics.draws import LabelPolicy, disjoint, proportional, unifor
 from snapgen_pl.metrics.feature_store import FeatureStore
 from snapgen_pl.metrics.fid_report import PIXELS, FIDReport, made
 from snapgen_pl.metrics.sample_metric import Facts, Score
+from snapgen_pl.runs import Run
 
 IMAGES = "images"
 SECONDS = "seconds"
@@ -135,7 +135,7 @@ class SampleMeasurement:
                 values=self._scores(trainer, store),
                 controls=self.controls,
                 **plan.identity,
-                seconds=round(trainer.strategy.broadcast(_seconds(store)), 1),
+                seconds=trainer.strategy.broadcast(_seconds(store) if trainer.is_global_zero else 0.0),
                 made=made(trainer.world_size),
             )
             if trainer.is_global_zero:
@@ -262,19 +262,15 @@ def _request(trainer: L.Trainer, draw: Draw) -> LabelBatch:
 
 
 def _seconds(store: FeatureStore) -> float:
-    return float(torch.cat(list(store.read(SECONDS))).sum())
+    return round(float(torch.cat(list(store.read(SECONDS))).sum()), 1)
 
 
 @contextmanager
 def _claimed(trainer: L.Trainer, store: FeatureStore) -> Iterator[None]:
     """Keeps other commands from drawing the same at the same time; each would let the other's features go."""
-    if not trainer.is_global_zero:
-        yield
-        return
-    store.folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(store.folder.with_suffix(".lock"))
+    claim = Run(store.folder).claim() if trainer.is_global_zero else None
     try:
-        with lock.acquire(timeout=0):
-            yield
-    except Timeout as error:
-        raise ValueError(f"another process draws the same into {store.folder}; wait for it") from error
+        yield
+    finally:
+        if claim is not None:
+            claim.release()

@@ -13,7 +13,7 @@ from benchmarks.emoji_table import begin_again, plot, record
 from snapgen_pl.__main__ import main
 from snapgen_pl.checkpoints import PREVIOUS
 from snapgen_pl.runs import Run
-from snapgen_pl.tables.emoji import emoji
+from snapgen_pl.tables.emoji import emoji, read_records
 from tests import sample_run
 from tests.test_experiments import SMALL, SMALL_STAGES, flags
 
@@ -125,7 +125,7 @@ def test_a_row_is_recorded_and_drawn_as_it_ended(
         assert found.report.values["kid_effnet"].value == pytest.approx(events.Scalars("kid_effnet")[-1].value)
         assert found.training_seconds > 0
         found.write(tmp_path / "records")
-    rows = {row.row: row for row in emoji(tmp_path / "records")}
+    rows = {row.row: row for row in emoji(read_records(tmp_path / "records"), {})}
     assert rows["U-ViT-H"].seeds == 1
     plot(list(rows.values()), tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as image:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from snapgen_pl.metrics.efficientnet import EfficientNetLite0
-from snapgen_pl.metrics.frechet import Moments, MomentSums, frechet_distance
+from snapgen_pl.metrics.frechet import Moments, frechet_distance, moments_of
 from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, SampleMetric, Score, numbered
 
 _NATIVE = 64
@@ -120,8 +120,4 @@ class EffNetDistances(SampleMetric):
 
 
 def _moments(features_ND: Tensor) -> Moments | None:
-    if len(features_ND) < _FRECHET_LEAST:
-        return None
-    sums = MomentSums()
-    sums.add(features_ND)
-    return sums.moments()
+    return moments_of([features_ND]) if len(features_ND) >= _FRECHET_LEAST else None

@@ -29,7 +29,7 @@ class FIDReport:
             the reference, each network's weights and settings.
         drawing: sampler, guidance, seed, decoder; to be told beside a value.
         weights: whose images these are: which, their hash, how much they were trained.
-        seconds: what drawing, decoding and taking features took in the session that ended it.
+        seconds: what drawing, decoding and taking features took, over all sessions and processes.
         made: date, command, code, hardware.
     """
 

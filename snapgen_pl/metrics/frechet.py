@@ -1,5 +1,6 @@
 """The Frechet distance between Gaussians (Heusel et al., 2017), the features' moments accumulated in float64."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -90,6 +91,14 @@ class MomentSums:
             scatter_DD += self._scatter_DD + torch.outer(step_D, step_D) * (self._count * added / total)
             mean_D = self._mean_D + step_D * (added / total)
         self._count, self._mean_D, self._scatter_DD = self._count + added, mean_D, scatter_DD
+
+
+def moments_of(features: Iterable[Tensor]) -> Moments:
+    """The moments of features that come in batches; errors as :class:`MomentSums`."""
+    sums = MomentSums()
+    for features_BD in features:
+        sums.add(features_BD)
+    return sums.moments()
 
 
 def frechet_distance(a: Moments, b: Moments) -> Frechet:

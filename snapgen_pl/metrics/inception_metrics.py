@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from snapgen_pl.metrics.feature_store import stored_features
-from snapgen_pl.metrics.frechet import MomentSums, frechet_distance
+from snapgen_pl.metrics.frechet import MomentSums, frechet_distance, moments_of
 from snapgen_pl.metrics.image_sets import open_images
 from snapgen_pl.metrics.inception import Inception
 from snapgen_pl.metrics.inception_reference import (
     InceptionReference,
     adm_moments,
-    moments_of,
     read_reference,
     source_digest,
 )
@@ -126,7 +125,7 @@ class InceptionMetrics(SampleMetric):
         """See the class."""
         reference = self.reference
         pooled_ND = torch.cat(list(features.read("inception.pool")))
-        fid = frechet_distance(moments_of(iter([pooled_ND])), reference.pool)
+        fid = frechet_distance(moments_of([pooled_ND]), reference.pool)
         sfid = frechet_distance(moments_of(features.read("inception.spatial")), reference.spatial)
         inception = inception_score(torch.cat(list(features.read("inception.logits"))), self.splits)
         manifold = precision_recall(

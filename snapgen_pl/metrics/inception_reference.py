@@ -2,7 +2,6 @@
 
 import hashlib
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from snapgen_pl.metrics.frechet import Moments, MomentSums
+from snapgen_pl.metrics.frechet import Moments
 from snapgen_pl.metrics.image_sets import open_images
 from snapgen_pl.whole_files import whole_file
 
@@ -124,11 +123,3 @@ def source_digest(path: Path) -> str:
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()
-
-
-def moments_of(features: Iterator[Tensor]) -> Moments:
-    """The moments of features that come in chunks."""
-    sums = MomentSums()
-    for chunk in features:
-        sums.add(chunk)
-    return sums.moments()

@@ -83,6 +83,15 @@ class Denoiser(nn.Module, ABC):
         if unknown := [name for name in features if name not in self.feature_names]:
             raise ValueError(f"unknown features {unknown}; {type(self).__name__} has {list(self.feature_names)}")
 
+    def prepared(self, conditioning: Conditioning | PreparedConditioning) -> PreparedConditioning:
+        """The conditioning prepared, if it is not yet."""
+        return self.prepare(conditioning) if isinstance(conditioning, Conditioning) else conditioning
+
+    def refuse_pooled(self, conditioning: Conditioning) -> None:
+        """Raises ValueError for a pooled vector, in networks that take none."""
+        if conditioning.pooled_BP is not None:
+            raise ValueError(f"{type(self).__name__} takes no pooled vector; give it tokens alone")
+
     @abstractmethod
     def prepare(self, conditioning: Conditioning) -> PreparedConditioning:
         """Computes what depends on the conditioning alone."""

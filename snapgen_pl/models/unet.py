@@ -215,7 +215,7 @@ class UNet(Denoiser):
             ValueError: for an unknown feature name.
         """
         self.check_features(features)
-        context = self.prepare(conditioning) if isinstance(conditioning, Conditioning) else conditioning
+        context = self.prepared(conditioning)
         embedding = self.time(t_B)
         if context.embedding_BE is not None:
             embedding = embedding + context.embedding_BE

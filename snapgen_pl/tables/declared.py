@@ -14,20 +14,21 @@ from snapgen_pl.models.denoiser import Denoiser
 CLASS_TEXT_TOKENS = 77
 
 
-def declared_denoiser(file: Path, **arguments: int) -> Denoiser:
-    """The denoiser that a configuration declares, on the meta device.
+def declared_denoiser(*files: Path, **arguments: int) -> Denoiser:
+    """The denoiser that configurations declare, on the meta device.
 
     Args:
-        file: YAML with ``model.init_args.denoiser``.
-        arguments: of the denoiser, in place of the file's.
+        files: YAML with ``model.init_args.denoiser``, a base before its deltas: what comes later wins.
+        arguments: of the denoiser, in place of the files'.
     """
     parser = ArgumentParser()
     parser.add_subclass_arguments(Denoiser, "denoiser")
-    declared = yaml.safe_load(file.read_text(encoding="utf-8"))["model"]["init_args"]["denoiser"]
-    declared["init_args"] = declared.get("init_args", {}) | arguments
+    declared = [yaml.safe_load(file.read_text(encoding="utf-8"))["model"]["init_args"]["denoiser"] for file in files]
+    given = {key: value for each in declared for key, value in each.get("init_args", {}).items()}
+    denoiser = {"class_path": declared[-1]["class_path"], "init_args": given | arguments}
     with torch.device("meta"):
-        denoiser: Denoiser = parser.instantiate(parser.parse_object({"denoiser": declared})).denoiser
-    return denoiser
+        built: Denoiser = parser.instantiate(parser.parse_object({"denoiser": denoiser})).denoiser
+    return built
 
 
 def measured_fids(reports: Path | None) -> Mapping[str, float]:

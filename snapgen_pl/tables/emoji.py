@@ -3,7 +3,7 @@
 import json
 import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,18 +133,18 @@ class SmallRow(NamedTuple):
 
 def small_denoiser(row: str) -> Denoiser:
     """A row's network, on the meta device."""
-    base = yaml.safe_load((TABLE / "base.yaml").read_text(encoding="utf-8"))
-    shared = base["model"]["init_args"]["denoiser"]["init_args"]
-    declared = yaml.safe_load((TABLE / f"{row}.yaml").read_text(encoding="utf-8"))
-    own = declared["model"]["init_args"]["denoiser"]["init_args"]
-    return declared_denoiser(TABLE / f"{row}.yaml", **{key: shared[key] for key in shared if key not in own})
+    return declared_denoiser(TABLE / "base.yaml", TABLE / f"{row}.yaml")
 
 
-def emoji(folder: Path) -> list[SmallRow]:
-    """Counts every row, and takes the means of its runs."""
-    records = read_records(folder)
+def emoji(records: Sequence[RowRecord], times: Mapping[str, float]) -> list[SmallRow]:
+    """Counts every row, and takes the means of its runs.
+
+    Args:
+        records: of the runs.
+        times: of training steps, see :func:`step_times`.
+    """
     runs = {key: [record for record in records if record.row == key] for key in ROWS}
-    reference, times = _values(runs[REFERENCE]), step_times(folder)
+    reference = _values(runs[REFERENCE])
     rows = []
     for key, name in ROWS.items():
         cost = count(small_denoiser(key), LATENT_SIZE, tokens=1)
@@ -170,7 +170,8 @@ def step_times(folder: Path) -> dict[str, float]:
 def emoji_table(reports: Path | None) -> Table:
     """Quality beside compute, with the figures that images of known quality have."""
     folder = reports or experiments_dir() / "results" / "emoji_table"
-    rows = emoji(folder)
+    records = read_records(folder)
+    rows = emoji(records, step_times(folder))
     header = (
         "row",
         "params M",
@@ -198,7 +199,7 @@ def emoji_table(reports: Path | None) -> Table:
         )
         for row in rows
     ]
-    return Table([row._asdict() for row in rows], header, cells, _notes(rows, read_records(folder)))
+    return Table([row._asdict() for row in rows], header, cells, _notes(rows, records))
 
 
 def _row(name: str, params_m: float, gmacs: float, runs: list[RowRecord], reference: list[float]) -> SmallRow:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from snapgen_pl.data.emoji.vendored import Style, Vendored
-from snapgen_pl.metrics.frechet import Moments, MomentSums, frechet_distance
+from snapgen_pl.metrics.frechet import Moments, frechet_distance, moments_of
 from snapgen_pl.metrics.inception import Inception, InceptionFeatures
 from snapgen_pl.metrics.inception_score import inception_score
 from snapgen_pl.metrics.precision_recall import precision_recall
@@ -22,10 +22,7 @@ def normal(*shape: int, seed: int) -> Tensor:
 
 
 def moments(features_ND: Tensor) -> Moments:
-    sums = MomentSums()
-    for batch in features_ND.split(BATCH):
-        sums.add(batch)
-    return sums.moments()
+    return moments_of(features_ND.split(BATCH))
 
 
 @pytest.mark.parametrize("width", [16, 400], ids=["regular", "singular"])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from snapgen_pl.metrics.frechet import Moments, MomentSums, frechet_distance
+from snapgen_pl.metrics.frechet import Moments, MomentSums, frechet_distance, moments_of
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -15,9 +15,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def moments(features_ND: Tensor) -> Moments:
-    sums = MomentSums()
-    sums.add(features_ND)
-    return sums.moments()
+    return moments_of([features_ND])
 
 
 def gaussian(mean_D: Tensor, covariance_DD: Tensor) -> Moments:

@@ -142,8 +142,7 @@ class DiT(Denoiser):
         Raises:
             ValueError: for a pooled vector, which this network does not take.
         """
-        if conditioning.pooled_BP is not None:
-            raise ValueError("DiT takes no pooled vector; give it tokens alone")
+        self.refuse_pooled(conditioning)
         tokens, mask = conditioning.tokens_BSD, conditioning.mask_BS
         if mask is None:
             mean_BD = tokens.mean(1)
@@ -165,7 +164,7 @@ class DiT(Denoiser):
             ValueError: for an unknown feature name, a latent that patches do not tile, or a foreign conditioning.
         """
         self.check_features(features)
-        prepared = self.prepare(conditioning) if isinstance(conditioning, Conditioning) else conditioning
+        prepared = self.prepared(conditioning)
         if prepared.embedding_BE is None:
             raise ValueError("the prepared conditioning has no embedding; make it with this DiT's prepare()")
         height, width = self._grid(x_BCHW)

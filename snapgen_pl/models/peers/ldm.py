@@ -97,8 +97,7 @@ class LDM(Denoiser):
         Raises:
             ValueError: for a pooled vector, which this network does not take.
         """
-        if conditioning.pooled_BP is not None:
-            raise ValueError("LDM takes no pooled vector; give it tokens alone")
+        self.refuse_pooled(conditioning)
         return PreparedConditioning(mask_BS=conditioning.mask_BS, tokens_BSE=conditioning.tokens_BSD)
 
     def forward(
@@ -114,7 +113,7 @@ class LDM(Denoiser):
             ValueError: for features, of which it has none, or a foreign conditioning.
         """
         self.check_features(features)
-        prepared = self.prepare(conditioning) if isinstance(conditioning, Conditioning) else conditioning
+        prepared = self.prepared(conditioning)
         if prepared.tokens_BSE is None:
             raise ValueError("the prepared conditioning has no tokens; make it with this LDM's prepare()")
         velocity_BCHW: Tensor = self.network(

@@ -113,8 +113,7 @@ class UViT(Denoiser):
         Raises:
             ValueError: for a pooled vector, which this network does not take.
         """
-        if conditioning.pooled_BP is not None:
-            raise ValueError("UViT takes no pooled vector; give it tokens alone")
+        self.refuse_pooled(conditioning)
         tokens_BSE = self.context(conditioning.tokens_BSD) + self.positions_SE[0]
         return PreparedConditioning(mask_BS=conditioning.mask_BS, tokens_BSE=tokens_BSE)
 
@@ -131,7 +130,7 @@ class UViT(Denoiser):
             ValueError: for an unknown feature name, a latent of another size, or a foreign conditioning.
         """
         self.check_features(features)
-        prepared = self.prepare(conditioning) if isinstance(conditioning, Conditioning) else conditioning
+        prepared = self.prepared(conditioning)
         if prepared.tokens_BSE is None:
             raise ValueError("the prepared conditioning has no tokens; make it with this UViT's prepare()")
         self._check_size(x_BCHW)
