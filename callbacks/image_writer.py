@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from callbacks.sampling import class_names, drawing_module, samples_folder, weights_name
-from snapgen_pl.data.source import LabelBatch
+from snapgen_pl.conditioning.condition import in_words
+from snapgen_pl.data.requests import Request
 from snapgen_pl.png import to_pil, write_png
 from snapgen_pl.whole_files import write_json
 
@@ -27,7 +28,7 @@ class ImageWriter(L.Callback):
 
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
-        self._rows: list[tuple[int, int]] = []
+        self._rows: list[tuple[int, str]] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Makes the folder.
@@ -64,10 +65,10 @@ class ImageWriter(L.Callback):
         """Writes a batch."""
         images, request = _checked(outputs, batch)
         folder = self._folder(trainer)
-        labels, positions = request.label_B.tolist(), request.position_B.tolist()
-        for image_CHW, label, position in zip(images.cpu(), labels, positions, strict=True):
+        names, positions = in_words(request.condition, class_names(trainer)), request.position_B.tolist()
+        for image_CHW, name, position in zip(images.cpu(), names, positions, strict=True):
             write_png(to_pil(image_CHW), folder / _name(position))
-            self._rows.append((position, label))
+            self._rows.append((position, name))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the manifest, once all processes are done."""
@@ -75,7 +76,6 @@ class ImageWriter(L.Callback):
         if not trainer.is_global_zero:
             return
         folder, module = self._folder(trainer), drawing_module(pl_module)
-        classes = class_names(trainer)
         manifest = {
             "run": Path(trainer.default_root_dir).name,
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
@@ -84,9 +84,7 @@ class ImageWriter(L.Callback):
             "sampler": repr(module.sampler),
             "guidance": repr(module.guidance),
             "seed": module.seed,
-            "images": [
-                {"file": _name(position), "class": classes[label], "position": position} for position, label in rows
-            ],
+            "images": [{"file": _name(position), "asked": name, "position": position} for position, name in rows],
         }
         write_json(manifest, folder / MANIFEST)
         print(f"{len(rows)} images in {folder}", flush=True)
@@ -94,9 +92,9 @@ class ImageWriter(L.Callback):
     def _folder(self, trainer: L.Trainer) -> Path:
         return Path(self.folder) if self.folder else samples_folder(trainer) / "predict"
 
-    def _gathered(self, trainer: L.Trainer) -> list[tuple[int, int]]:
-        """(position, label) of all processes, sorted."""
-        parts: list[list[tuple[int, int]] | None] = [self._rows]
+    def _gathered(self, trainer: L.Trainer) -> list[tuple[int, str]]:
+        """(position, what was asked for) of all processes, sorted."""
+        parts: list[list[tuple[int, str]] | None] = [self._rows]
         if trainer.world_size > 1:
             parts = [None] * trainer.world_size
             torch.distributed.all_gather_object(parts, self._rows)
@@ -107,10 +105,10 @@ def _name(position: int) -> str:
     return f"{position:06d}.png"
 
 
-def _checked(outputs: object, batch: object) -> tuple[Tensor, LabelBatch]:
-    if not (isinstance(outputs, Tensor) and outputs.dtype == torch.uint8 and isinstance(batch, LabelBatch)):
+def _checked(outputs: object, batch: object) -> tuple[Tensor, Request]:
+    if not (isinstance(outputs, Tensor) and outputs.dtype == torch.uint8 and isinstance(batch, Request)):
         raise ValueError(
-            "ImageWriter writes uint8 images drawn for a LabelBatch, but predict gave "
+            "ImageWriter writes uint8 images drawn for a Request, but predict gave "
             f"{type(outputs).__name__} for {type(batch).__name__}"
         )
     return outputs, batch

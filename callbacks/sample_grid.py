@@ -17,9 +17,12 @@ from callbacks.sampling import (
     samples_folder,
     training_images,
 )
+from snapgen_pl.conditioning.condition import in_words
 from snapgen_pl.contact_sheet import Pair, Row, contact_sheet
+from snapgen_pl.data.conditions import Conditions, Labels, Prompts
 from snapgen_pl.data.datamodule import ImageData
-from snapgen_pl.data.source import LabelBatch
+from snapgen_pl.data.requests import Request, Requests
+from snapgen_pl.data.source import OpenSource
 from snapgen_pl.metrics.draws import disjoint
 from snapgen_pl.metrics.nearest import NearestImages
 from snapgen_pl.png import write_png
@@ -28,13 +31,14 @@ from snapgen_pl.png import write_png
 class SampleGrid(L.Callback):
     """Draws the same labels from the same noise with the EMA weights, again and again while a run goes on.
 
-    A row a class; to the right of each sample stands its nearest training image, so that memorising shows. Each sheet
-    goes to ``samples/<images seen>.png`` in the run's folder, and to TensorBoard as ``samples``.
+    A row a class, or a caption; to the right of each sample stands its nearest training image, so that memorising
+    shows. Each sheet goes to ``samples/<images seen>.png`` in the run's folder, and to TensorBoard as ``samples``.
 
     Args:
-        classes: names of the classes to draw; by default ``rows`` of the more frequent half, evenly spaced.
-        rows: how many classes, where they are not named.
-        columns: samples a class.
+        classes: names of the classes to draw, or texts, where the data give captions. By default ``rows`` classes of
+            the more frequent half, or held-out captions, evenly spaced.
+        rows: how many, where they are not named.
+        columns: samples a row.
         neighbours: at most so many training images are searched for the nearest.
         every_n_images: draw at validations when so many images were trained on since the last time; 0 is at every
             validation. The end of the run is drawn in any case.
@@ -55,7 +59,7 @@ class SampleGrid(L.Callback):
                 raise ValueError(f"{name} is {value}; give at least 1")
         self.classes, self.rows, self.columns, self.neighbours = classes, rows, columns, neighbours
         self._cadence = Cadence(every_n_images)
-        self._drawn: list[int] = []
+        self._requests: list[Request] = []
         self._searched: list[int] = []
         self._nearest: NearestImages | None = None
 
@@ -68,7 +72,7 @@ class SampleGrid(L.Callback):
         self._cadence.last = state_dict["images_seen"]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Chooses the classes.
+        """Chooses what to ask for.
 
         Raises:
             ValueError: naming a class that the data lacks.
@@ -76,14 +80,12 @@ class SampleGrid(L.Callback):
         if stage != "fit":
             return
         drawing_module(pl_module)
-        source = image_data(trainer).source
-        if self.classes is None:
-            self._drawn = frequent_classes(source.train.labels, self.rows)
-            return
-        unknown = [name for name in self.classes if name not in source.classes]
-        if unknown:
-            raise ValueError(f"the data has no classes {unknown}; it has {', '.join(source.classes[:50])}")
-        self._drawn = [source.classes.index(name) for name in self.classes]
+        data = image_data(trainer)
+        conditions, rows = self._captions(data) if data.condition == "caption" else self._labels(data.source)
+        requests = Requests(conditions, [row for row in rows for _ in range(self.columns)])
+        self._requests = [
+            requests.at(range(first, first + self.columns)) for first in range(0, len(requests), self.columns)
+        ]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws, if it is time."""
@@ -99,7 +101,7 @@ class SampleGrid(L.Callback):
         module = drawing_module(pl_module)
         with drawing(trainer, pl_module):
             # On every process, for weights may be sharded over all of them.
-            images = [module.sample(self._request(label, row)) for row, label in enumerate(self._drawn)]
+            images = [module.sample(request) for request in self._requests]
         self._cadence.last = module.images_seen
         if not trainer.is_global_zero:
             return
@@ -114,20 +116,32 @@ class SampleGrid(L.Callback):
                     "samples", pixels.view(sheet.height, sheet.width, 3), logged_step(trainer), dataformats="HWC"
                 )
 
-    def _request(self, label: int, row: int) -> LabelBatch:
-        first = row * self.columns
-        return LabelBatch(torch.full((self.columns,), label), torch.arange(first, first + self.columns))
+    def _labels(self, source: OpenSource) -> tuple[Conditions, list[int]]:
+        every = Labels(torch.arange(len(source.classes)))
+        if self.classes is None:
+            return every, frequent_classes(source.train.labels, self.rows)
+        unknown = [name for name in self.classes if name not in source.classes]
+        if unknown:
+            raise ValueError(f"the data has no classes {unknown}; it has {', '.join(source.classes[:50])}")
+        return every, [source.classes.index(name) for name in self.classes]
+
+    def _captions(self, data: ImageData) -> tuple[Conditions, list[int]]:
+        if self.classes is not None:
+            return Prompts(self.classes), list(range(len(self.classes)))
+        held_out = data.conditions("validation")
+        picked = torch.linspace(0, len(held_out) - 1, min(self.rows, len(held_out))).round().long()
+        return held_out, picked.tolist()
 
     def _sheet(self, data: ImageData, module: L.LightningModule, images: list[Tensor]) -> Image.Image:
         if self._nearest is None:
             (self._searched,) = disjoint(len(data.source.train), (self.neighbours,))
             self._nearest = NearestImages(batch.cpu() for batch in training_images(data, module, self._searched))
         rows = []
-        for label, image_BCHW in zip(self._drawn, images, strict=True):
+        for request, image_BCHW in zip(self._requests, images, strict=True):
             found = [self._searched[i] for i in self._nearest.search(image_BCHW).index_B.tolist()]
             (neighbours,) = training_images(data, module, found, batch_size=len(found))
             pairs = [Pair(*pair) for pair in zip(image_BCHW.cpu(), neighbours.cpu(), strict=True)]
-            rows.append(Row(data.classes[label], pairs))
+            rows.append(Row(in_words(request.condition, data.classes)[0], pairs))
         legend = f"left: sample; right: nearest of {len(self._nearest)} training images (L2 at 16 px, mirrored or not)"
         return contact_sheet(rows, legend)
 

@@ -22,13 +22,15 @@ from callbacks.sampling import (
     training_images,
     weights_name,
 )
-from snapgen_pl.data.source import LabelBatch, LatentSet
+from snapgen_pl.data.conditions import Labels
+from snapgen_pl.data.requests import Requests
+from snapgen_pl.data.source import LatentSet
 from snapgen_pl.digest import values_digest
 from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.flow.samplers import Sampler
 from snapgen_pl.metrics.comparison import Comparison
 from snapgen_pl.metrics.controls import CONTROLS, REAL, Control
-from snapgen_pl.metrics.draws import LabelPolicy, disjoint, proportional, uniform
+from snapgen_pl.metrics.draws import LabelPolicy, disjoint, proportional, spread, uniform
 from snapgen_pl.metrics.feature_store import FeatureStore
 from snapgen_pl.metrics.fid_report import PIXELS, FIDReport, made
 from snapgen_pl.metrics.sample_metric import Facts, Score
@@ -121,12 +123,11 @@ class SampleMeasurement:
             keep_images: whether ``finish`` is given images, rather than none.
         """
         module, draw = drawing_module(trainer.lightning_module), plan.draw
-        request = _request(trainer, draw)
+        requests = _requests(trainer, draw)
         store = self._store(trainer, {**plan.identity, "images_kept": keep_images}, draw.count)
 
         def images_at(positions: range) -> Tensor:
-            part = LabelBatch(*(tensor[positions.start : positions.stop] for tensor in request))
-            return module.sample(part, draw.sampler, draw.guidance)
+            return module.sample(requests.at(positions), draw.sampler, draw.guidance)
 
         with drawing(trainer, trainer.lightning_module), _claimed(trainer, store):
             self._fill(trainer, store, images_at, "samples drawn", keep_images)
@@ -255,9 +256,12 @@ def _weights(trainer: L.Trainer, module: DrawsImages) -> Facts:
     }
 
 
-def _request(trainer: L.Trainer, draw: Draw) -> LabelBatch:
+def _requests(trainer: L.Trainer, draw: Draw) -> Requests:
     if draw.labels == "frequencies":
-        return proportional(image_data(trainer).source.train.labels, draw.count)
+        conditions = image_data(trainer).conditions("train")
+        if isinstance(conditions, Labels):
+            return proportional(conditions.label_N, draw.count)
+        return spread(conditions, draw.count)
     return uniform(len(class_names(trainer)), draw.count)
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from callbacks.ema import EMA, ema_weights
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.loader import Sample
-from snapgen_pl.data.source import Batch, LabelBatch, NamesClasses
+from snapgen_pl.data.requests import Request
+from snapgen_pl.data.source import Batch, NamesClasses
 from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.flow.samplers import NamedSampler, Sampler
 from snapgen_pl.metrics.sample_metric import Facts
@@ -45,7 +46,7 @@ class DrawsImages(Protocol):
         """What guides the sampler, unless told otherwise; likewise."""
         ...
 
-    def sample(self, request: LabelBatch, sampler: Sampler | None = None, guidance: Guidance | None = None) -> Tensor:
+    def sample(self, request: Request, sampler: Sampler | None = None, guidance: Guidance | None = None) -> Tensor:
         """uint8 (B, 3, H, W), from the weights as they are."""
         ...
 
@@ -115,7 +116,7 @@ def training_images(
     """
     if not isinstance(module, ShowsImages):
         raise ValueError(f"{type(module).__name__} has no images_of(batch): its training images cannot be looked at")
-    items = data.samples_of(data.source.train)
+    items = data.samples_of("train")
     for start in range(0, len(indices), batch_size):
         yield module.images_of(items.__getitems__([Sample(i, i) for i in indices[start : start + batch_size]]))
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from snapgen_pl import checkpoints
 from snapgen_pl.config_files import Value, load_config
-from snapgen_pl.data.source import LabelBatch, NamesClasses
+from snapgen_pl.data.requests import Request
+from snapgen_pl.data.source import NamesClasses
 from snapgen_pl.errors import ShortErrors, did_you_mean
 from snapgen_pl.png import to_pil, write_png
 from snapgen_pl.runs import Run
@@ -25,7 +26,7 @@ class Draws(Protocol):
         """Makes what the module uses usable, given the run's folder and the data; returns lines for the user."""
         ...
 
-    def sample(self, request: LabelBatch) -> Tensor:
+    def sample(self, request: Request) -> Tensor:
         """uint8 images (B, 3, H, W), moved to where the module is."""
         ...
 
@@ -162,10 +163,7 @@ def _names(known: tuple[str, ...], classes: str) -> Iterator[str]:
 def _draw(model: Draws, drawings: list[_Drawing], batch_size: int) -> Tensor:
     label = torch.tensor([drawing.label for drawing in drawings])
     position = torch.tensor([drawing.position for drawing in drawings])
-    requests = (
-        LabelBatch(*pair)
-        for pair in zip(torch.split(label, batch_size), torch.split(position, batch_size), strict=True)
-    )
+    requests = map(Request, torch.split(label, batch_size), torch.split(position, batch_size))
     return torch.cat([model.sample(request).cpu() for request in requests])
 
 

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from snapgen_pl import rng
 from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
-from snapgen_pl.data.source import ImageBatch, LabelBatch
+from snapgen_pl.data.requests import Request
+from snapgen_pl.data.source import ImageBatch
 from snapgen_pl.distill.loss_terms import LossTerm, LossTerms
 from snapgen_pl.images import from_uint8, to_uint8
 
@@ -120,7 +121,7 @@ class Tiny(L.LightningModule):
 
     def error(self, batch: ImageBatch) -> Tensor:
         data = self.autoencoder.encode(from_uint8(batch.image_BCHW)).mean_BCHW
-        return (self.velocity(data, batch.label_B) - data).square().mean(dim=(1, 2, 3))
+        return (self.velocity(data, batch.condition) - data).square().mean(dim=(1, 2, 3))
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Any]:
         error_B = self.error(batch)
@@ -132,13 +133,13 @@ class Tiny(L.LightningModule):
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
         self.log("val/loss", self.error(batch).mean())
 
-    def predict_step(self, batch: LabelBatch, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Request, batch_idx: int) -> Tensor:
         return self.sample(batch)
 
     @torch.no_grad()
-    def sample(self, request: LabelBatch) -> Tensor:
+    def sample(self, request: Request) -> Tensor:
         noise = rng.normal(self.seed, rng.Stream.SAMPLER, request.position_B, (3, SIDE, SIDE))
-        x = noise - sum(self.velocity(noise, request.label_B) for _ in range(self.sampler.steps)) / self.sampler.steps
+        x = noise - sum(self.velocity(noise, request.condition) for _ in range(self.sampler.steps)) / self.sampler.steps
         return to_uint8(self.autoencoder.decode(x))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -171,8 +172,8 @@ class Data(L.LightningDataModule):
 
     val_dataloader = train_dataloader
 
-    def predict_dataloader(self) -> "DataLoader[LabelBatch]":
-        return DataLoader([LabelBatch(torch.tensor(0), torch.tensor(i)) for i in range(2)], batch_size=2)
+    def predict_dataloader(self) -> "DataLoader[Request]":
+        return DataLoader([Request(torch.tensor(0), torch.tensor(i)) for i in range(2)], batch_size=2)
 
     def _loader(self, batch_size: int) -> "DataLoader[ImageBatch]":
         return DataLoader(list(self._samples()), batch_size=batch_size, generator=torch.Generator())

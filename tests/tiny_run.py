@@ -75,7 +75,7 @@ class Tiny(L.LightningModule):
         noise = rng.normal(self.seed, rng.Stream.NOISE, batch.position_B, (PIXELS,))
         data = batch.image_BCHW.flatten(1) / 127.5 - 1
         x = torch.lerp(data, noise, t_B[:, None])
-        error = (self.denoiser(x) + self.conditioner(batch.label_B) - (noise - data)).square().mean(1)
+        error = (self.denoiser(x) + self.conditioner(batch.condition) - (noise - data)).square().mean(1)
         error = error.where(batch.position_B != self.nan_at, torch.nan)
         terms = LossTerms(t_B, (LossTerm("task", "task", error),))
         loss = self.combine(terms).loss

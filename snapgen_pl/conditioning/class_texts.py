@@ -10,9 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from snapgen_pl.conditioning.conditioner import Conditioner
+from snapgen_pl.conditioning.class_conditioner import ClassConditioner
+from snapgen_pl.conditioning.condition import Condition, TextStates, labels
 from snapgen_pl.conditioning.imagenet_names import readable_name
-from snapgen_pl.conditioning.text_encoder import TextEncoder, TextStates
+from snapgen_pl.conditioning.text_encoder import TextEncoder
 from snapgen_pl.models.denoiser import Conditioning
 from snapgen_pl.whole_files import whole_file
 
@@ -21,7 +22,7 @@ NAME = "{name}"
 BATCH = 32
 
 
-class ClassTexts(Conditioner):
+class ClassTexts(ClassConditioner):
     """A frozen text encoder's states for a sentence a class, such as "a photo of tench".
 
     "No class" is the empty text. All are encoded once and kept with the run; the encoder is needed no more then. There
@@ -65,6 +66,7 @@ class ClassTexts(Conditioner):
             ValueError: if the run's states are of other classes, another template or another encoder, if two classes
                 read the same, or if the encoder refuses a text.
         """
+        super().ready(folder, classes)
         texts = self._texts(classes)
         file = folder / FILE
         if file.exists():
@@ -84,7 +86,7 @@ class ClassTexts(Conditioner):
         encoder = type(self.encoder).__name__
         return f"class texts: {len(classes)} such as {texts[-1]!r} encoded by {encoder}, kept in {file}"
 
-    def forward(self, label_B: Tensor) -> Conditioning:
+    def forward(self, condition: Condition) -> Conditioning:
         """See Conditioner.forward.
 
         Raises:
@@ -92,6 +94,7 @@ class ClassTexts(Conditioner):
         """
         if not len(self.states_NSD):
             raise ValueError("ClassTexts has no states yet; call ready() first")
+        label_B = labels(condition)
         # "No class" is row 0: the data may have fewer classes than there is room for.
         row_B = torch.where(label_B == self.null_label, 0, label_B + 1)
         mask_BS = None if self.mask_NS is None else self.mask_NS[row_B]

@@ -1,14 +1,15 @@
 """Class labels as learned context tokens."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from snapgen_pl.conditioning.conditioner import Conditioner
+from snapgen_pl.conditioning.class_conditioner import ClassConditioner
+from snapgen_pl.conditioning.condition import Condition, labels
 from snapgen_pl.flow.timesteps import check_positive
 from snapgen_pl.models.denoiser import Conditioning
 
 
-class ClassTokens(Conditioner):
+class ClassTokens(ClassConditioner):
     """A table of learned tokens: each class reads as a short sentence of its own.
 
     One more entry stands for "no class": it is learned through label dropout, and guidance starts from it.
@@ -38,6 +39,6 @@ class ClassTokens(Conditioner):
         with torch.no_grad():
             self.table.weight.mul_(std)
 
-    def forward(self, label_B: Tensor) -> Conditioning:
+    def forward(self, condition: Condition) -> Conditioning:
         """See Conditioner.forward."""
-        return Conditioning(self.table(label_B).view(-1, self.tokens, self.context_dim))
+        return Conditioning(self.table(labels(condition)).view(-1, self.tokens, self.context_dim))

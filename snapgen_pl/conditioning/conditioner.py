@@ -1,66 +1,75 @@
-"""The contract of conditioners: class label -> what a denoiser is told."""
+"""The contract of conditioners: what an image is asked for with -> what a denoiser is told."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
+from snapgen_pl.conditioning.condition import Condition
 from snapgen_pl.models.denoiser import Conditioning
 
 
 class Conditioner(nn.Module, ABC):
-    """Maps labels to context tokens. One label more than there are classes stands for "no class".
+    """Maps labels, or texts, to context tokens.
 
     Args:
-        num_classes: room for labels 0 to num_classes - 1; the data may have fewer.
-        tokens: context tokens a class.
+        tokens: context tokens a sample.
         context_dim: width of a token; the denoiser's context_dim.
-        dropout: probability that a training sample loses its label, in [0, 1).
+
+    Attributes:
+        takes: which conditions it maps.
 
     Raises:
-        ValueError: for sizes below 1 or a dropout outside [0, 1).
+        ValueError: for sizes below 1.
     """
 
-    def __init__(self, num_classes: int, tokens: int, context_dim: int, dropout: float) -> None:
-        super().__init__()
-        if min(num_classes, tokens, context_dim) < 1:
-            raise ValueError(f"num_classes {num_classes}, tokens {tokens}, context_dim {context_dim}: all must be >= 1")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout}; it must be in [0, 1)")
-        self.num_classes, self.tokens, self.context_dim, self.dropout = num_classes, tokens, context_dim, dropout
+    takes: ClassVar[Literal["label", "caption"]]
 
-    @property
-    def null_label(self) -> int:
-        """The label that stands for "no class"."""
-        return self.num_classes
+    def __init__(self, tokens: int, context_dim: int) -> None:
+        super().__init__()
+        if min(tokens, context_dim) < 1:
+            raise ValueError(f"tokens {tokens}, context_dim {context_dim}: both must be >= 1")
+        self.tokens, self.context_dim = tokens, context_dim
 
     def ready(self, folder: Path, classes: tuple[str, ...]) -> str | None:
         """Makes the conditioner usable for a run: by default, it already is.
 
         Args:
             folder: the run's folder, for what has to be kept with the run.
-            classes: the data's class names, at most num_classes; labels index them.
+            classes: the data's class names; labels index them.
 
         Returns:
             A line for the user where something was computed or loaded.
+
+        Raises:
+            ValueError: where it cannot serve these classes.
         """
         return None
 
+    def encoders(self) -> Mapping[str, str]:
+        """The identities of the text encoders whose states it takes, by the names that states go by."""
+        return {}
+
     @abstractmethod
-    def forward(self, label_B: Tensor) -> Conditioning:
-        """Labels -> (B, tokens, context_dim).
+    def forward(self, condition: Condition) -> Conditioning:
+        """Conditions -> (B, tokens, context_dim)."""
 
-        Args:
-            label_B: int64 in [0, num_classes]; num_classes is the null label.
-        """
+    @abstractmethod
+    def drop(self, condition: Condition, seed: int, position_B: Tensor) -> Condition:
+        """Takes what is asked for, or parts of it, away from some samples, by (seed, position) alone."""
 
-    def unconditional(self, like: Tensor) -> Conditioning:
-        """The null tokens for as many samples as the labels ``like``."""
+    @abstractmethod
+    def nothing(self, like: Condition) -> Condition:
+        """Nothing asked for, for as many samples as ``like``."""
+
+    @abstractmethod
+    def asks_nothing(self, condition: Condition) -> Tensor:
+        """bool (B,), True where nothing is asked for."""
+
+    def unconditional(self, like: Condition) -> Conditioning:
+        """What a denoiser is told where nothing is asked for, for as many samples as ``like``."""
         # Called as a module, for shards are gathered then.
-        conditioning: Conditioning = self(torch.full_like(like, self.null_label))
+        conditioning: Conditioning = self(self.nothing(like))
         return conditioning
-
-    def drop(self, label_B: Tensor, uniform_B: Tensor) -> Tensor:
-        """Replaces labels by the null label where a uniform number in (0, 1) falls under the dropout."""
-        return torch.where(uniform_B < self.dropout, self.null_label, label_B)

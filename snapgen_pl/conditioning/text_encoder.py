@@ -7,11 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
 
+from snapgen_pl.conditioning.condition import TextStates
 from snapgen_pl.pretrained_folder import pretrained_folder
 
 if TYPE_CHECKING:  # the import takes seconds
@@ -21,18 +21,6 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_OPTIONS = ("tokenizer_config.json", "special_tokens_map.json")
-
-
-class TextStates(NamedTuple):
-    """Encoded texts.
-
-    Attributes:
-        tokens_BSD: fp32 token states, each row padded to the encoder's ``tokens``.
-        mask_BS: bool, True where there is text; None where padding is to be attended to as well.
-    """
-
-    tokens_BSD: Tensor
-    mask_BS: Tensor | None
 
 
 class TextEncoder(ABC):

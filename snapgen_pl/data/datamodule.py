@@ -1,12 +1,15 @@
 """The LightningDataModule over a source of images or latents."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import lightning as L
 import torch
 
 from snapgen_pl import rng
+from snapgen_pl.data.conditions import Captioned, Captions, Conditions, Labels
+from snapgen_pl.data.latent_shards import SPLITS, Split
 from snapgen_pl.data.loader import (
     BatchLoader,
     EndlessOrder,
@@ -18,39 +21,17 @@ from snapgen_pl.data.loader import (
     Samples,
     even_batches,
 )
-from snapgen_pl.data.source import ImageBatch, ImageSet, ImageSource, LabelBatch, LatentSet, OpenSource
-
-
-class LabelRequests:
-    """One process's requests for samples. No DataLoader, for Lightning rebuilds those when it predicts.
-
-    Args:
-        label_of: the label of each position.
-        batches: the positions of each batch.
-    """
-
-    def __init__(self, label_of: Sequence[int], batches: list[list[int]]) -> None:
-        self.label_of = label_of
-        self.batches = batches
-
-    def __len__(self) -> int:
-        """The number of batches."""
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[LabelBatch]:
-        """The requests, by position."""
-        for positions in self.batches:
-            labels = [self.label_of[position] for position in positions]
-            yield LabelBatch(torch.tensor(labels), torch.tensor(positions))
+from snapgen_pl.data.requests import RequestBatches, Requests
+from snapgen_pl.data.source import ImageBatch, ImageSet, ImageSource, LatentSet, OpenSource
 
 
 class ImageData(L.LightningDataModule):
-    """Square images of an :class:`~snapgen_pl.data.source.ImageSource` or their latents; labels to draw samples for.
+    """Square images of an :class:`~snapgen_pl.data.source.ImageSource` or their latents, and what to draw samples for.
 
     Training is one endless epoch that resumes exactly, also with another number of processes or another accumulation.
     Validation goes through the held-out images in order. Prediction yields requests for samples whose labels occur as
-    often as in training. All three divide the work among processes themselves: more than one process needs
-    ``trainer.use_distributed_sampler: false``.
+    often as in training, or for those of held-out captions. All three divide the work among processes themselves: more
+    than one process needs ``trainer.use_distributed_sampler: false``.
 
     Args:
         source: where the images come from.
@@ -58,9 +39,10 @@ class ImageData(L.LightningDataModule):
         batch_size: images an optimizer step, over all processes and accumulated batches.
         flip: whether to mirror half of the training images, left to right.
         workers: processes that load images, for each training process; 0 loads them in the process itself.
-        seed: seeds the order of images, the flips and the labels of requests; in [0, 2^48).
+        condition: what images are asked for with: labels of their classes, or captions, where the source has them.
+        seed: seeds the order of images, the flips and the requests; in [0, 2^48).
         samples: number of samples that prediction asks for.
-        sample_classes: names of the classes that prediction asks for; all by default.
+        sample_classes: names of the classes that prediction asks for; all by default. Not with captions.
     """
 
     def __init__(
@@ -70,6 +52,7 @@ class ImageData(L.LightningDataModule):
         batch_size: int = 64,
         flip: bool = False,
         workers: int = 0,
+        condition: Literal["label", "caption"] = "label",
         seed: int = 0,
         samples: int = 64,
         sample_classes: list[str] | None = None,
@@ -88,11 +71,14 @@ class ImageData(L.LightningDataModule):
             raise ValueError(f"seed must lie below 2^48, got {seed}")
         if sample_classes is not None and not sample_classes:
             raise ValueError("sample_classes is empty; name a class, or leave it out for all of them")
+        if sample_classes is not None and condition == "caption":
+            raise ValueError("sample_classes are asked for by label; leave them out, or set condition: label")
         self.image_source = source
         self.image_size = image_size
         self.batch_size = batch_size
         self.flip = flip
         self.workers = workers
+        self.condition: Literal["label", "caption"] = condition
         self.seed = seed
         self.samples = samples
         self.sample_classes = sample_classes
@@ -109,6 +95,7 @@ class ImageData(L.LightningDataModule):
             self._opened = self.image_source.open()
         self._check_sampler()
         self._check_latents()
+        self._conditions = {split: self._conditions_of(split) for split in SPLITS}
         if stage == "fit":
             self.image_source.check()
         micro_batch = self.micro_batch
@@ -120,7 +107,8 @@ class ImageData(L.LightningDataModule):
         for name, count in (("validation images", len(self.source.validation)), ("samples", self.samples)):
             if count < self._world_size:
                 raise ValueError(f"{count} {name} do not go round {self._world_size} processes; have more of them")
-        self._request_labels(micro_batch)
+        self._batches = even_batches(self.samples, micro_batch, self._rank, self._world_size)
+        self._requests = self._ask()
 
     @property
     def source(self) -> OpenSource:
@@ -158,16 +146,15 @@ class ImageData(L.LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """The endless stream, this process's part."""
-        images = self.source.train
-        sampler = PositionSampler(EndlessOrder(len(images), self.seed), self.micro_batch, self._rank, self._world_size)
-        return ResumableLoader(self.samples_of(images, self.seed if self.flip else None), sampler, self.workers)
+        order = EndlessOrder(len(self.source.train), self.seed)
+        sampler = PositionSampler(order, self.micro_batch, self._rank, self._world_size)
+        return ResumableLoader(self.samples_of("train", self.seed if self.flip else None), sampler, self.workers)
 
     def val_dataloader(self) -> BatchLoader:
         """The held-out images in order, every world_size-th; a sample's position is its index."""
-        images = self.source.validation
-        batches = even_batches(len(images), self.micro_batch, self._rank, self._world_size)
+        batches = even_batches(len(self.source.validation), self.micro_batch, self._rank, self._world_size)
         return BatchLoader(
-            self.samples_of(images),
+            self.samples_of("validation"),
             [[Sample(index, index) for index in batch] for batch in batches],
             self.workers,
         )
@@ -176,9 +163,9 @@ class ImageData(L.LightningDataModule):
         """The held-out images: there is no third split."""
         return self.val_dataloader()
 
-    def predict_dataloader(self) -> LabelRequests:
+    def predict_dataloader(self) -> RequestBatches:
         """Requests for ``samples`` samples, this process's part: every world_size-th position."""
-        return self._request_labels(self.micro_batch)
+        return RequestBatches(self._requests, self._batches)
 
     def training_images(self, batch_size: int) -> Iterator[ImageBatch]:
         """Every training image once, in order, cropped but not flipped; positions are indices.
@@ -192,16 +179,21 @@ class ImageData(L.LightningDataModule):
                 "the data are latents, so no autoencoder can be fitted to their images; use the one that encoded them "
                 "(of a fitted one, copy its file from that run's folder into this run's)"
             )
-        samples = ImageSamples(images, self.image_size)
+        samples = ImageSamples(images, self._conditions["train"], self.image_size)
         for first in range(0, len(images), batch_size):
             indices = range(first, min(first + batch_size, len(images)))
             yield samples.__getitems__([Sample(index, index) for index in indices])
 
-    def samples_of(self, items: ImageSet | LatentSet, flip_seed: int | None = None) -> Samples:
+    def samples_of(self, split: Split, flip_seed: int | None = None) -> Samples:
         """What loads batches of a split."""
+        items, conditions = self._items(split), self._conditions[split]
         if isinstance(items, LatentSet):
-            return LatentSamples(items, flip_seed)
-        return ImageSamples(items, self.image_size, flip_seed)
+            return LatentSamples(items, conditions, flip_seed)
+        return ImageSamples(items, conditions, self.image_size, flip_seed)
+
+    def conditions(self, split: Split) -> Conditions:
+        """What the images of a split are asked for with."""
+        return self._conditions[split]
 
     def check_autoencoder(self, identity: Mapping[str, str | int | float]) -> None:
         """Checks that latents, where the source holds them, are those of the run's autoencoder.
@@ -224,14 +216,32 @@ class ImageData(L.LightningDataModule):
                 "Set model.autoencoder to the one that encoded them, or encode again"
             )
 
-    def _request_labels(self, micro_batch: int) -> LabelRequests:
-        """Position i asks for the label of the i-th training image in an order fixed by the seed."""
-        labels = self.source.train.labels
-        if self.sample_classes is not None:
-            labels = labels[torch.isin(labels, torch.tensor([self._class_index(name) for name in self.sample_classes]))]
-        order = EndlessOrder(len(labels), self.seed, rng.Stream.LABEL)
-        label_of = [int(labels[order[position]]) for position in range(self.samples)]
-        return LabelRequests(label_of, even_batches(self.samples, micro_batch, self._rank, self._world_size))
+    def _ask(self) -> Requests:
+        """Position i asks for what the i-th training image (held-out, with captions) has, in an order by the seed."""
+        if self.condition == "caption":
+            conditions = self._conditions["validation"]
+        else:
+            labels = self.source.train.labels
+            if self.sample_classes is not None:
+                wanted = torch.tensor([self._class_index(name) for name in self.sample_classes])
+                labels = labels[torch.isin(labels, wanted)]
+            conditions = Labels(labels)
+        order = EndlessOrder(len(conditions), self.seed, rng.Stream.LABEL)
+        return Requests(conditions, [order[position] for position in range(self.samples)])
+
+    def _items(self, split: Split) -> ImageSet | LatentSet:
+        return self.source.train if split == "train" else self.source.validation
+
+    def _conditions_of(self, split: Split) -> Conditions:
+        items = self._items(split)
+        if self.condition == "label":
+            return Labels(items.labels)
+        if not isinstance(items, Captioned):
+            raise ValueError(
+                f"data.condition is caption, but {type(self.image_source).__name__} has no captions; "
+                "give a source that has, or set data.condition label"
+            )
+        return Captions(items)
 
     def _class_index(self, name: str) -> int:
         if name in self.classes:

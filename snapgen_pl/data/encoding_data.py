@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from snapgen_pl.data.conditions import Labels
 from snapgen_pl.data.latent_shards import Shard
 from snapgen_pl.data.loader import BatchLoader, ImageSamples, Sample
 from snapgen_pl.data.source import Batch, ImageSet, ImageSource, LatentSet, OpenSource
@@ -124,7 +125,7 @@ class EncodingData(L.LightningDataModule):
 
     def training_images(self, batch_size: int) -> Iterator[Tensor]:
         """Every training image once, in order: uint8 (B, 3, H, W)."""
-        samples = ImageSamples(self.images, self.image_size)
+        samples = ImageSamples(self.images, Labels(self.images.labels), self.image_size)
         count = len(self.source.train)
         for first in range(0, count, batch_size):
             indices = range(first, min(first + batch_size, count))
@@ -144,7 +145,9 @@ class EncodingData(L.LightningDataModule):
             for positions in map(self.positions, self.shards[rank::ranks])
             for first in range(0, len(positions), self.batch_size)
         ]
-        return ShardBatches(ImageSamples(self.images, self.image_size), batches, self.workers)
+        return ShardBatches(
+            ImageSamples(self.images, Labels(self.images.labels), self.image_size), batches, self.workers
+        )
 
     @staticmethod
     def _both(source: OpenSource) -> BothSplits:

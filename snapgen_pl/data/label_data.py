@@ -2,8 +2,8 @@
 
 import lightning as L
 
-from snapgen_pl.data.datamodule import LabelRequests
 from snapgen_pl.data.loader import even_batches
+from snapgen_pl.data.requests import RequestBatches
 from snapgen_pl.metrics.draws import uniform
 
 
@@ -36,7 +36,7 @@ class LabelData(L.LightningDataModule):
         """Class names; labels index them."""
         return tuple(map(str, range(self.num_classes)))
 
-    def predict_dataloader(self) -> LabelRequests:
+    def predict_dataloader(self) -> RequestBatches:
         """This process's requests.
 
         Raises:
@@ -45,9 +45,9 @@ class LabelData(L.LightningDataModule):
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if self.samples < ranks:
             raise ValueError(f"{self.samples} samples do not go round {ranks} processes; ask for more of them")
-        labels: list[int] = uniform(self.num_classes, self.samples, self.seed).label_B.tolist()
-        return LabelRequests(labels, even_batches(self.samples, self.batch_size, rank, ranks))
+        requests = uniform(self.num_classes, self.samples, self.seed)
+        return RequestBatches(requests, even_batches(self.samples, self.batch_size, rank, ranks))
 
-    def test_dataloader(self) -> LabelRequests:
+    def test_dataloader(self) -> RequestBatches:
         """One request: Lightning tests where there is a batch, and callbacks draw what they measure by themselves."""
-        return LabelRequests([0], [[0]])
+        return RequestBatches(uniform(self.num_classes, 1, self.seed), [[0]])

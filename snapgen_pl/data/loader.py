@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from snapgen_pl import rng
+from snapgen_pl.data.conditions import Conditions
 from snapgen_pl.data.source import Batch, ImageBatch, ImageSet, LatentBatch, LatentSet
 from snapgen_pl.data.transforms import centre_crop, mirrored, random_flip, to_pixels
 
@@ -119,12 +120,13 @@ class ImageSamples(Dataset[ImageBatch]):
 
     Args:
         images: the image set.
+        conditions: of the images.
         image_size: side of the crops, in pixels.
         flip_seed: the seed of random flips; None for none.
     """
 
-    def __init__(self, images: ImageSet, image_size: int, flip_seed: int | None = None) -> None:
-        self.images = images
+    def __init__(self, images: ImageSet, conditions: Conditions, image_size: int, flip_seed: int | None = None) -> None:
+        self.images, self.conditions = images, conditions
         self.image_size = image_size
         self.flip_seed = flip_seed
 
@@ -140,7 +142,7 @@ class ImageSamples(Dataset[ImageBatch]):
         position_B = torch.tensor([sample.position for sample in samples])
         if self.flip_seed is not None:
             image_BCHW = random_flip(image_BCHW, position_B, self.flip_seed)
-        return ImageBatch(image_BCHW, self.images.labels[[sample.image for sample in samples]], position_B)
+        return ImageBatch(image_BCHW, self.conditions.batch([sample.image for sample in samples]), position_B)
 
 
 class LatentSamples(Dataset[LatentBatch]):
@@ -148,11 +150,12 @@ class LatentSamples(Dataset[LatentBatch]):
 
     Args:
         latents: the latents.
+        conditions: of the images.
         flip_seed: the seed of random flips; None for none.
     """
 
-    def __init__(self, latents: LatentSet, flip_seed: int | None = None) -> None:
-        self.latents = latents
+    def __init__(self, latents: LatentSet, conditions: Conditions, flip_seed: int | None = None) -> None:
+        self.latents, self.conditions = latents, conditions
         self.flip_seed = flip_seed
 
     def __len__(self) -> int:
@@ -164,7 +167,7 @@ class LatentSamples(Dataset[LatentBatch]):
         position_B = torch.tensor([sample.position for sample in samples])
         flips = [False] * len(samples) if self.flip_seed is None else mirrored(position_B, self.flip_seed).tolist()
         indices = [sample.image for sample in samples]
-        return LatentBatch(self.latents.load(indices, flips), self.latents.labels[indices], position_B)
+        return LatentBatch(self.latents.load(indices, flips), self.conditions.batch(indices), position_B)
 
 
 Samples: TypeAlias = ImageSamples | LatentSamples

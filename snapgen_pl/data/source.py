@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from snapgen_pl.autoencoders.autoencoder import Posterior
+from snapgen_pl.conditioning.condition import Condition
 
 
 class ImageBatch(NamedTuple):
@@ -15,13 +16,13 @@ class ImageBatch(NamedTuple):
 
     Attributes:
         image_BCHW: uint8 RGB.
-        label_B: int64 class indices.
+        condition: what it is trained to be asked for with: int64 labels (B,), or texts.
         position_B: int64, each sample's place in the endless training stream (or its index in the validation set):
             what its timestep, noise and augmentation are drawn from.
     """
 
     image_BCHW: Tensor
-    label_B: Tensor
+    condition: Condition
     position_B: Tensor
 
 
@@ -30,28 +31,16 @@ class LatentBatch(NamedTuple):
 
     Attributes:
         posterior: over their raw latents.
-        label_B: as in :class:`ImageBatch`.
+        condition: as in :class:`ImageBatch`.
         position_B: as in :class:`ImageBatch`.
     """
 
     posterior: Posterior
-    label_B: Tensor
+    condition: Condition
     position_B: Tensor
 
 
 Batch: TypeAlias = ImageBatch | LatentBatch
-
-
-class LabelBatch(NamedTuple):
-    """A request for samples: their classes, and the positions that their noise is drawn from.
-
-    Attributes:
-        label_B: int64 class indices.
-        position_B: int64.
-    """
-
-    label_B: Tensor
-    position_B: Tensor
 
 
 class ImageSet(Protocol):

@@ -6,34 +6,31 @@ import torch
 from torch import Tensor
 
 from snapgen_pl import rng
-from snapgen_pl.data.source import LabelBatch
+from snapgen_pl.data.conditions import Conditions, Labels
+from snapgen_pl.data.requests import Requests
 
 LabelPolicy: TypeAlias = Literal["frequencies", "uniform"]
 
 _SEED = 0  # not the run's: measurements compare across runs
 
 
-def uniform(classes: int, count: int, seed: int = _SEED) -> LabelBatch:
-    """A request for ``count`` samples, each of any class alike: the protocol of ImageNet (section 8).
+def uniform(classes: int, count: int, seed: int = _SEED) -> Requests:
+    """Requests for ``count`` samples, each of any class alike: the protocol of ImageNet (section 8).
 
     The label at a position depends on (seed, position) alone.
     """
-    position_B = torch.arange(count)
-    drawn_B = rng.uniform(seed, rng.Stream.LABEL, position_B).double()
-    return LabelBatch((drawn_B * classes).long(), position_B)
+    drawn_N = rng.uniform(seed, rng.Stream.LABEL, torch.arange(count)).double()
+    return Requests(Labels(torch.arange(classes)), (drawn_N * classes).long().tolist())
 
 
-def proportional(labels: Tensor, count: int) -> LabelBatch:
-    """A request for ``count`` samples whose classes are as frequent as in the training set.
+def proportional(labels: Tensor, count: int) -> Requests:
+    """Requests for ``count`` samples whose classes are as frequent as in the training set.
 
     Largest remainders, in a fixed random order, so that any leading part is a fair draw too.
 
     Args:
         labels: int64 (N,), the training images' classes.
         count: how many samples to ask for.
-
-    Returns:
-        Labels, and the positions 0 ... count - 1.
     """
     if not len(labels) or count < 1:
         raise ValueError(
@@ -44,7 +41,18 @@ def proportional(labels: Tensor, count: int) -> LabelBatch:
     left_over = (quota - counts).argsort(descending=True, stable=True)[: count - int(counts.sum())]
     counts[left_over] += 1
     drawn = torch.arange(len(counts)).repeat_interleave(counts)
-    return LabelBatch(drawn[_permutation(count)], torch.arange(count))
+    return Requests(Labels(torch.arange(len(counts))), drawn[_permutation(count)].tolist())
+
+
+def spread(conditions: Conditions, count: int) -> Requests:
+    """Requests for ``count`` samples with the conditions of a set, in a random order, each as often as any other.
+
+    Any leading part is a fair draw too.
+    """
+    if not len(conditions) or count < 1:
+        raise ValueError(f"cannot draw {count} samples like {len(conditions)} training images; both must be positive")
+    order = _permutation(len(conditions)).tolist()
+    return Requests(conditions, [order[position % len(order)] for position in range(count)])
 
 
 def disjoint(total: int, sizes: tuple[int, ...]) -> tuple[list[int], ...]:

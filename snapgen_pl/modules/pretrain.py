@@ -1,4 +1,4 @@
-"""Stage one: rectified-flow pretraining under class labels. Wiring only; the maths is in flow/ and models/."""
+"""Stage one: rectified-flow pretraining under class labels or texts. Wiring only; the maths is in flow/ and models/."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any, TypedDict
 
 import lightning as L
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -13,9 +14,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from snapgen_pl import rng
 from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
+from snapgen_pl.conditioning.condition import Condition
 from snapgen_pl.conditioning.conditioner import Conditioner
 from snapgen_pl.data.datamodule import ImageData
-from snapgen_pl.data.source import Batch, ImageBatch, LabelBatch, LatentBatch
+from snapgen_pl.data.requests import Request
+from snapgen_pl.data.source import Batch, ImageBatch, LatentBatch
 from snapgen_pl.digest import tensors_digest
 from snapgen_pl.distill.loss_terms import LossCombiner, LossTerm, LossTerms, SumOfMeans
 from snapgen_pl.flow.guidance import Guidance, guided_velocity
@@ -28,7 +31,7 @@ from snapgen_pl.images import from_uint8, to_uint8
 from snapgen_pl.metrics.binned_mean import BinnedMean
 from snapgen_pl.metrics.sample_metric import Facts
 from snapgen_pl.models.count import count
-from snapgen_pl.models.denoiser import Conditioning, Denoiser
+from snapgen_pl.models.denoiser import Denoiser
 from snapgen_pl.models.preconditioned import Preconditioned
 from snapgen_pl.modules.frozen import Frozen, make_ready
 from snapgen_pl.rng import Stream
@@ -47,14 +50,14 @@ class TrainingStep(TypedDict):
 
 
 class Pretrain(L.LightningModule):
-    """Trains a denoiser on the velocity of rectified flow, given class labels.
+    """Trains a denoiser on the velocity of rectified flow, given class labels or texts.
 
     Randomness is drawn per sample from (seed, position in the stream of images), so the same images give the same
     loss on any number of processes and any accumulation.
 
     Args:
         denoiser: the network; its context_dim and in_channels must match the conditioner's and the autoencoder's.
-        conditioner: from labels to context tokens.
+        conditioner: from labels or texts to context tokens.
         autoencoder: frozen, kept out of checkpoints.
         image_size: side of the square images, in pixels; the data's image_size.
         sigma_data: wraps the denoiser in :class:`~snapgen_pl.models.preconditioned.Preconditioned`; None leaves it.
@@ -65,7 +68,7 @@ class Pretrain(L.LightningModule):
         sampler: draws images for grids, metrics and predict.
         guidance: guides the sampler.
         compile: compiles the denoiser with torch.compile.
-        seed: seeds timesteps, noise and label dropout.
+        seed: seeds timesteps, noise and the dropping of conditions.
 
     Attributes:
         origin: of the weights, for records.
@@ -137,10 +140,10 @@ class Pretrain(L.LightningModule):
             raise ValueError(
                 f"data.image_size is {data.image_size}, model.image_size {self.image_size}; set them to the same size"
             )
-        if len(data.classes) > self.conditioner.num_classes:
+        if data.condition != self.conditioner.takes:
             raise ValueError(
-                f"the data has {len(data.classes)} classes, the conditioner room for {self.conditioner.num_classes}; "
-                f"set --model.conditioner.num_classes {len(data.classes)} or more"
+                f"data.condition is {data.condition}, but {type(self.conditioner).__name__} takes "
+                f"{self.conditioner.takes}s; set --data.condition {self.conditioner.takes}, or another conditioner"
             )
         make_ready(self.trainer, lambda folder: self.ready(folder, data))
         self.autoencoder.to(self.device)
@@ -184,12 +187,11 @@ class Pretrain(L.LightningModule):
             match_layouts(optimizer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> TrainingStep:
-        """One batch: draws times, noise and dropped labels, and predicts the velocity."""
+        """One batch: draws times, noise and what the samples do without, and predicts the velocity."""
         position_B = batch.position_B
         t_B = self.timesteps.sample(rng.uniform(self.seed, Stream.TIMESTEP, position_B))
-        dropout = rng.uniform(self.seed, Stream.CONDITION_DROPOUT, position_B)
-        conditioning = self.conditioner(self.conditioner.drop(batch.label_B, dropout))
-        terms = self.loss_terms(self._path(batch, t_B, self.seed), conditioning)
+        condition = self.conditioner.drop(batch.condition, self.seed, position_B)
+        terms = self.loss_terms(self._path(batch, t_B, self.seed), condition)
         combined = self.combine(terms)
         self.log("train/loss", combined.loss, prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in combined.logs.items()})
@@ -197,9 +199,9 @@ class Pretrain(L.LightningModule):
         detached = tuple(term._replace(value_B=term.value_B.detach()) for term in terms.terms)
         return {"loss": combined.loss, "terms": LossTerms(t_B, detached), "position_B": position_B}
 
-    def loss_terms(self, path: PathSample, conditioning: Conditioning) -> LossTerms:
+    def loss_terms(self, path: PathSample, condition: Condition) -> LossTerms:
         """L_task = mean over C, H, W of (v_theta(x_t, t) - (noise - data))^2, per sample, in fp32."""
-        output = self.denoiser(path.x_BCHW, path.t_B, conditioning)
+        output = self.denoiser(path.x_BCHW, path.t_B, self.conditioner(condition))
         error = output.velocity_BCHW.float() - path.velocity_BCHW
         return LossTerms(path.t_B, (LossTerm("task", "task", error.square().mean(dim=(1, 2, 3))),))
 
@@ -207,7 +209,7 @@ class Pretrain(L.LightningModule):
         """The raw loss on pinned noise, and on pinned times that fill [0, 1] evenly."""
         t_B = (batch.position_B * GOLDEN_RATIO % 1).float()
         path = self._path(batch, t_B, VALIDATION_SEED)
-        for term in self.loss_terms(path, self.conditioner(batch.label_B)).terms:
+        for term in self.loss_terms(path, batch.condition).terms:
             self.validation_loss.update(t_B, term.value_B)
 
     def on_validation_epoch_end(self) -> None:
@@ -228,27 +230,28 @@ class Pretrain(L.LightningModule):
         """See on_validation_epoch_end."""
         self.on_validation_epoch_end()
 
-    def predict_step(self, batch: LabelBatch, batch_idx: int) -> Tensor:
-        """Images for the labels asked for."""
+    def predict_step(self, batch: Request, batch_idx: int) -> Tensor:
+        """Images for what is asked for."""
         return self.sample(batch)
 
     @torch.no_grad()
-    def sample(self, request: LabelBatch, sampler: Sampler | None = None, guidance: Guidance | None = None) -> Tensor:
+    def sample(self, request: Request, sampler: Sampler | None = None, guidance: Guidance | None = None) -> Tensor:
         """Draws images from the weights as they are.
 
         Args:
-            request: labels, and the positions that noise is drawn from: the same request gives the same images.
+            request: labels or texts, and the positions that noise is drawn from. The same request gives the same
+                images.
             sampler: in place of the module's.
             guidance: in place of the module's.
 
         Returns:
             uint8 (B, 3, image_size, image_size).
         """
-        request = LabelBatch(*(tensor.to(self.device) for tensor in request))
+        request = move_data_to_device(request, self.device)
         velocity = guided_velocity(
             self.denoiser,
-            self.conditioner(request.label_B),
-            self.conditioner.unconditional(request.label_B),
+            self.conditioner(request.condition),
+            self.conditioner.unconditional(request.condition),
             guidance or self.guidance,
         )
         noise = initial_noise(self.seed, request.position_B, self.latent_shape)

@@ -1,9 +1,10 @@
 """Draws from weights that others released: wiring only."""
 
 import lightning as L
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from snapgen_pl.data.source import LabelBatch
+from snapgen_pl.data.requests import Request
 from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.flow.samplers import NamedSampler, Sampler
 from snapgen_pl.metrics.sample_metric import Facts
@@ -66,14 +67,14 @@ class Released(L.LightningModule):
         facts = self.drawer.describe()
         return {"decoder": facts.decoder, "weights": facts.decoder_weights}
 
-    def test_step(self, batch: LabelBatch, batch_idx: int) -> None:
+    def test_step(self, batch: Request, batch_idx: int) -> None:
         """Nothing: callbacks draw what they measure."""
 
-    def predict_step(self, batch: LabelBatch, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Request, batch_idx: int) -> Tensor:
         """Images for the labels asked for."""
         return self.sample(batch)
 
-    def sample(self, request: LabelBatch, sampler: Sampler | None = None, guidance: Guidance | None = None) -> Tensor:
+    def sample(self, request: Request, sampler: Sampler | None = None, guidance: Guidance | None = None) -> Tensor:
         """Draws images.
 
         Args:
@@ -89,4 +90,4 @@ class Released(L.LightningModule):
         """
         if sampler not in (None, self.sampler):
             raise ValueError("released weights are drawn from by their own sampler; set model.drawer.sampler instead")
-        return self.drawer.draw(self.seed, LabelBatch(*(tensor.to(self.device) for tensor in request)), guidance)
+        return self.drawer.draw(self.seed, move_data_to_device(request, self.device), guidance)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from snapgen_pl.data.source import LabelBatch
+from snapgen_pl.conditioning.condition import labels
+from snapgen_pl.data.requests import Request
 from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.flow.noise import initial_noise, step_noise
 from snapgen_pl.flow.samplers import NamedSampler, StepNoise
@@ -100,7 +101,7 @@ class Drawer(nn.Module, ABC):
         )
 
     @torch.no_grad()
-    def draw(self, seed: int, request: LabelBatch, guidance: Guidance | None = None) -> Tensor:
+    def draw(self, seed: int, request: Request, guidance: Guidance | None = None) -> Tensor:
         """Draws images; noise depends on (seed, position) alone, whatever the batch or the process.
 
         Args:
@@ -114,7 +115,7 @@ class Drawer(nn.Module, ABC):
         Raises:
             ValueError: for a label that there is no class of.
         """
-        label_B, position_B = request
+        label_B, position_B = labels(request.condition), request.position_B
         if len(label_B) and not 0 <= int(label_B.min()) <= int(label_B.max()) < self.num_classes:
             raise ValueError(f"labels must lie in 0 to {self.num_classes - 1}, the classes of {type(self).__name__}")
         noise_BCHW = initial_noise(seed, position_B, self.latent_shape)

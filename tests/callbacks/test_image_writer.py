@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from callbacks.image_writer import ImageWriter
-from snapgen_pl.data.source import LabelBatch
+from snapgen_pl.data.requests import Request
 from snapgen_pl.png import to_pil
 from tests import sample_run
 
@@ -24,14 +24,14 @@ def test_predicted_images_and_a_manifest_that_says_what_they_are_are_written(tmp
     folder = tmp_path / "samples" / "predict"
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     assert [row["position"] for row in manifest["images"]] == list(range(11))
-    assert {row["class"] for row in manifest["images"]} <= set(sample_run.CLASSES)
+    assert {row["asked"] for row in manifest["images"]} <= set(sample_run.CLASSES)
     assert manifest["sampler"] == "Euler(steps=2, shift=1.0)"
     assert manifest["images_seen"] == 0
     assert sorted(path.name for path in folder.glob("*.png")) == [row["file"] for row in manifest["images"]]
 
     row = manifest["images"][9]
-    label = list(sample_run.CLASSES).index(row["class"])
-    again = module.sample(LabelBatch(torch.tensor([label]), torch.tensor([row["position"]])))
+    label = list(sample_run.CLASSES).index(row["asked"])
+    again = module.sample(Request(torch.tensor([label]), torch.tensor([row["position"]])))
     with Image.open(folder / row["file"]) as image:
         difference = torch.tensor(list(image.tobytes())) - torch.tensor(list(to_pil(again[0]).tobytes()))
     assert difference.abs().max() <= 1  # convolutions of another batch size differ in the last bit

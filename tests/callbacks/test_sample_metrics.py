@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from callbacks.sample_metrics import SampleMetrics
 from callbacks.sampling import drawing
-from snapgen_pl.data.source import LabelBatch
+from snapgen_pl.data.requests import Request
 from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.flow.samplers import Euler, Sampler
 from snapgen_pl.metrics.draws import proportional
@@ -103,7 +103,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str, float]]:
     seen: list[tuple[int, str, float]] = []
     draw = Pretrain.sample
 
-    def sample(self: Pretrain, request: LabelBatch, sampler: Sampler | None, guidance: Guidance) -> torch.Tensor:
+    def sample(self: Pretrain, request: Request, sampler: Sampler | None, guidance: Guidance) -> torch.Tensor:
         seen.extend((position, repr(sampler), guidance.scale) for position in request.position_B.tolist())
         return draw(self, request, sampler, guidance)
 
@@ -172,10 +172,9 @@ def test_images_are_kept_as_they_were_measured(tmp_path: Path, images: Path, kee
     kept = torch.cat(list(open_images(path).batches(24)))
     data = sample_run.data(images)
     data.setup("test")
-    request = proportional(data.source.train.labels, 24)
-    parts = zip(request.label_B.split(8), request.position_B.split(8), strict=True)
+    requests = proportional(data.source.train.labels, 24)
     # The module of a test run keeps its weights; EMA of a module that was never trained is the module.
-    assert torch.equal(kept, torch.cat([module.sample(LabelBatch(*part)) for part in parts]))
+    assert torch.equal(kept, torch.cat([module.sample(requests.at(range(i, i + 8))) for i in (0, 8, 16)]))
 
 
 def test_a_run_that_is_stopped_early_is_not_measured(tmp_path: Path, images: Path) -> None:

@@ -5,7 +5,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from snapgen_pl import rng
 from snapgen_pl.conditioning.class_texts import FILE, ClassTexts
 from snapgen_pl.conditioning.minilm import MiniLM
 from tests.conditioning.tiny_clip import POSITIONS, WIDTH, clip_text
@@ -102,8 +101,7 @@ def test_the_share_of_lost_labels_reads_as_no_class(pipeline: Path, tmp_path: Pa
     conditioner = class_texts(pipeline, dropout=0.25)
     conditioner.ready(tmp_path, CLASSES)
     label_B = torch.full((4000,), 1)
-    uniform = rng.uniform(0, rng.Stream.CONDITION_DROPOUT, torch.arange(4000))
-    tokens = conditioner(conditioner.drop(label_B, uniform)).tokens_BSD
+    tokens = conditioner(conditioner.drop(label_B, 0, torch.arange(4000))).tokens_BSD
     lost = (tokens == conditioner.unconditional(label_B).tokens_BSD).all(dim=(1, 2)).float().mean().item()
     assert lost == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / 4000) ** 0.5)
 

@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from snapgen_pl import rng
 from snapgen_pl.conditioning.class_tokens import ClassTokens
 
 
@@ -23,20 +22,20 @@ def test_the_unconditional_is_the_null_class_alone() -> None:
 
 def test_labels_are_dropped_at_the_rate_asked_for() -> None:
     conditioner = ClassTokens(num_classes=5, context_dim=8, dropout=0.2)
-    uniform = rng.uniform(0, rng.Stream.CONDITION_DROPOUT, torch.arange(10_000))
-    dropped = conditioner.drop(torch.full((10_000,), 3), uniform)
+    dropped = conditioner.drop(torch.full((10_000,), 3), 0, torch.arange(10_000))
     rate = (dropped == conditioner.null_label).float().mean().item()
     assert rate == pytest.approx(0.2, abs=4 * (0.16 / 10_000) ** 0.5)
     assert set(dropped.tolist()) == {3, 5}
+    assert torch.equal(conditioner.asks_nothing(dropped), dropped == conditioner.null_label)
 
 
 def test_without_dropout_no_label_is_lost() -> None:
     conditioner = ClassTokens(num_classes=5, context_dim=8, dropout=0.0)
-    assert conditioner.drop(torch.arange(5), torch.full((5,), 1e-9)).tolist() == [0, 1, 2, 3, 4]
+    assert conditioner.drop(torch.arange(5), 0, torch.arange(5)).tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [({"num_classes": 0}, "num_classes 0"), ({"dropout": 1.0}, "dropout is 1.0")]
+    ("arguments", "message"), [({"num_classes": 0}, "num_classes is 0"), ({"dropout": 1.0}, "dropout is 1.0")]
 )
 def test_what_makes_no_sense_is_refused(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -8,10 +8,13 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 from torch import Tensor
 
+from snapgen_pl.conditioning.condition import Texts, texts
 from snapgen_pl.data.datamodule import ImageData
-from snapgen_pl.data.emoji import Emoji
+from snapgen_pl.data.emoji import Emoji, EmojiSet
 from snapgen_pl.data.image_folder import ImageFolder
-from snapgen_pl.data.source import ImageBatch, ImageSource, LabelBatch, OpenSource
+from snapgen_pl.data.loader import EndlessOrder
+from snapgen_pl.data.requests import Request
+from snapgen_pl.data.source import ImageBatch, ImageSource, OpenSource
 
 
 class Squares:
@@ -49,7 +52,7 @@ class Recorder(L.LightningModule):
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
         self.validated += batch.image_BCHW[:, 0, 0, 0].tolist()
 
-    def predict_step(self, batch: LabelBatch, batch_idx: int) -> LabelBatch:
+    def predict_step(self, batch: Request, batch_idx: int) -> Request:
         return batch
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -96,7 +99,7 @@ def test_validate_and_predict_work_without_training(tmp_path: Path) -> None:
     assert module.validated == [0, 1, 2, 3, 4]
     requests = session.predict(module, ImageData(SquareSource(), image_size=4, batch_size=4, samples=6))
     assert requests is not None
-    assert [batch.position_B.tolist() for batch in map(LabelBatch._make, requests)] == [[0, 1, 2, 3], [4, 5]]
+    assert [batch.position_B.tolist() for batch in map(Request._make, requests)] == [[0, 1, 2, 3], [4, 5]]
 
 
 def test_training_images_in_order_come_once_and_unflipped() -> None:
@@ -108,7 +111,7 @@ def test_training_images_in_order_come_once_and_unflipped() -> None:
 
 
 def labels(data: ImageData) -> list[int]:
-    return torch.cat([request.label_B for request in data.predict_dataloader()]).tolist()
+    return torch.cat([request.condition for request in data.predict_dataloader()]).tolist()
 
 
 def test_requests_follow_the_frequencies_of_training_and_do_not_move_when_there_are_more() -> None:
@@ -203,3 +206,26 @@ def test_both_sources_are_made_from_yaml(tmp_path: Path) -> None:
     folder = made(f"{{class_path: snapgen_pl.data.image_folder.ImageFolder, init_args: {{root: {tmp_path}}}}}")
     assert isinstance(folder.image_source, ImageFolder)
     assert folder.image_source.root == tmp_path
+
+
+def test_captions_are_what_images_are_asked_for_with_where_the_data_say_so() -> None:
+    data = ImageData(Emoji(styles=("noto",)), image_size=16, batch_size=4, condition="caption", samples=6)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    images = data.source.train
+    assert isinstance(images, EmojiSet)
+    order = EndlessOrder(len(images), seed=0)
+    assert isinstance(batch.condition, Texts)
+    assert batch.condition.captions == tuple(images.caption(order[position]) for position in range(4))
+    held_out = data.source.validation
+    assert isinstance(held_out, EmojiSet)
+    asked = [caption for request in data.predict_dataloader() for caption in texts(request.condition).captions]
+    assert len(set(asked)) == 6
+    assert set(asked) <= {held_out.caption(index) for index in range(len(held_out))}
+
+
+def test_captions_of_images_that_have_none_are_refused_with_a_remedy() -> None:
+    with pytest.raises(ValueError, match="SquareSource has no captions; give a source that has, or set data.condition"):
+        ImageData(SquareSource(), batch_size=4, condition="caption").setup("fit")
+    with pytest.raises(ValueError, match="sample_classes are asked for by label"):
+        ImageData(SquareSource(), condition="caption", sample_classes=["cat"])

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from snapgen_pl.data import image_folder
+from snapgen_pl.data.conditions import Labels
 from snapgen_pl.data.image_folder import FolderSet, ImageFolder
 from snapgen_pl.data.loader import EndlessOrder, ImageSamples, PositionSampler, ResumableLoader
 from snapgen_pl.data.source import OpenSource
@@ -128,7 +129,9 @@ def test_in_a_large_set_a_damaged_image_is_named_when_its_turn_comes_and_not_ear
     order = EndlessOrder(len(images), seed=0)
     damaged = images.path(order[9])
     damaged.write_bytes(damaged.read_bytes()[:-30])
-    batches = iter(ResumableLoader(ImageSamples(images, 4), PositionSampler(order, micro_batch=2), workers))
+    batches = iter(
+        ResumableLoader(ImageSamples(images, Labels(images.labels), 4), PositionSampler(order, micro_batch=2), workers)
+    )
     for _ in range(4):
         next(batches)
     with pytest.raises(ValueError, match=rf"{damaged} cannot be read as an image"):

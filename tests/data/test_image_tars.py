@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from snapgen_pl.data import image_tars
+from snapgen_pl.data.conditions import Labels
 from snapgen_pl.data.image_folder import ImageFolder
 from snapgen_pl.data.image_tars import ImageTars, TarSet
 from snapgen_pl.data.loader import EndlessOrder, ImageSamples, PositionSampler, ResumableLoader
@@ -110,7 +111,11 @@ def test_the_fingerprint_sees_names_sizes_and_splits_and_not_how_tars_are_cut(fo
 
 def batches(source: OpenSource, workers: int, count: int) -> list[torch.Tensor]:
     order = EndlessOrder(len(source.train), seed=3)
-    loader = iter(ResumableLoader(ImageSamples(source.train, 8, flip_seed=1), PositionSampler(order, 7), workers))
+    loader = iter(
+        ResumableLoader(
+            ImageSamples(source.train, Labels(source.train.labels), 8, flip_seed=1), PositionSampler(order, 7), workers
+        )
+    )
     return [tensor for _ in range(count) for tensor in next(loader)]
 
 

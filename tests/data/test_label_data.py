@@ -7,7 +7,7 @@ from snapgen_pl.data.label_data import LabelData
 
 def drawn(data: LabelData) -> tuple[Tensor, Tensor]:
     batches = list(data.predict_dataloader())
-    return torch.cat([batch.label_B for batch in batches]), torch.cat([batch.position_B for batch in batches])
+    return torch.cat([batch.condition for batch in batches]), torch.cat([batch.position_B for batch in batches])
 
 
 def test_labels_are_uniform_and_belong_to_their_position() -> None:

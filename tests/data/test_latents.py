@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from snapgen_pl.autoencoders.autoencoder import Posterior
+from snapgen_pl.data.conditions import Labels
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.latent_shards import MANIFEST, Plan, Shard, read_shard, write_manifest, write_shard
 from snapgen_pl.data.latents import Latents, ShardSet
@@ -172,11 +173,11 @@ def test_a_sample_is_mirrored_by_its_position_and_brings_its_own_label(shards: P
     latents = Latents(str(shards)).open().train
     assert isinstance(latents, ShardSet)
     samples = [Sample(position, position % 10) for position in range(30, 60)]
-    batch = LatentSamples(latents, flip_seed=3).__getitems__(samples)
+    batch = LatentSamples(latents, Labels(latents.labels), flip_seed=3).__getitems__(samples)
     flips = mirrored(batch.position_B, 3)
     assert 0 < flips.sum() < 30
     assert torch.equal(batch.posterior.mean_BCHW[:, 0, 0, 0], torch.arange(30) % 10 + flips.half() / 2)
-    assert torch.equal(batch.label_B, torch.arange(30) % 10 % 2)
+    assert torch.equal(batch.condition, torch.arange(30) % 10 % 2)
 
 
 def loader(shards: Path, workers: int) -> ResumableLoader:

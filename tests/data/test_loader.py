@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from snapgen_pl.data.conditions import Labels
 from snapgen_pl.data.loader import (
     BatchLoader,
     EndlessOrder,
@@ -46,7 +47,7 @@ def loader(
     count: int = 11, micro_batch: int = 2, rank: int = 0, world_size: int = 1, workers: int = 0, seed: int = 5
 ) -> ResumableLoader:
     sampler = PositionSampler(EndlessOrder(count, seed), micro_batch, rank, world_size)
-    return ResumableLoader(ImageSamples(Ramps(count), 4, flip_seed=seed), sampler, workers)
+    return ResumableLoader(ImageSamples(Ramps(count), Labels(Ramps(count).labels), 4, seed), sampler, workers)
 
 
 def joined(batches: Iterator[ImageBatch]) -> ImageBatch:
@@ -132,7 +133,7 @@ def test_ranks_partition_each_global_batch_and_flips_do_not_know_them() -> None:
 
 def test_batches_carry_each_image_with_its_own_label() -> None:
     batch = next(iter(loader(micro_batch=6)))
-    assert torch.equal(batch.label_B, batch.image_BCHW[:, 0, 0, 0].long() % 3)
+    assert torch.equal(batch.condition, batch.image_BCHW[:, 0, 0, 0].long() % 3)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -140,7 +141,7 @@ def test_loading_leaves_the_global_random_numbers_alone(workers: int) -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     next(iter(loader(workers=workers)))
-    next(iter(BatchLoader(ImageSamples(Ramps(4), 4), [[Sample(0, 0)]], workers)))
+    next(iter(BatchLoader(ImageSamples(Ramps(4), Labels(Ramps(4).labels), 4), [[Sample(0, 0)]], workers)))
     assert torch.equal(torch.get_rng_state(), before)
 
 

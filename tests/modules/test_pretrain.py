@@ -10,7 +10,8 @@ from snapgen_pl.autoencoders.patch_pca import PatchPCA
 from snapgen_pl.conditioning.class_tokens import ClassTokens
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.image_folder import ImageFolder
-from snapgen_pl.data.source import ImageBatch, LabelBatch, LatentBatch
+from snapgen_pl.data.requests import Request
+from snapgen_pl.data.source import ImageBatch, LatentBatch
 from snapgen_pl.images import to_uint8
 from snapgen_pl.modules.pretrain import Pretrain, rate
 from tests import sample_run
@@ -92,13 +93,13 @@ def sample_run_training_batches(module: Pretrain) -> list[ImageBatch]:
 
 def test_a_request_gives_the_same_images_whatever_batch_it_comes_in(images: Path, tmp_path: Path) -> None:
     module = attached(images, tmp_path)
-    request = LabelBatch(torch.tensor([0, 1, 2]), torch.tensor([7, 8, 9]))
+    request = Request(torch.tensor([0, 1, 2]), torch.tensor([7, 8, 9]))
     whole = module.sample(request)
     assert whole.shape == (3, 3, sample_run.SIZE, sample_run.SIZE)
     assert whole.dtype == torch.uint8
-    alone = module.sample(LabelBatch(*(part[1:2] for part in request)))
+    alone = module.sample(Request(*(part[1:2] for part in request)))
     assert (alone[0].int() - whole[1].int()).abs().max() <= 1
-    other = module.sample(LabelBatch(torch.tensor([1]), torch.tensor([10])))
+    other = module.sample(Request(torch.tensor([1]), torch.tensor([10])))
     assert not torch.equal(other, alone)
 
 

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from snapgen_pl.__main__ import main
 from snapgen_pl.autoencoders.kl import KL
 from snapgen_pl.conditioning.class_tokens import ClassTokens
 from snapgen_pl.data.label_data import LabelData
-from snapgen_pl.data.source import LabelBatch
+from snapgen_pl.data.requests import Request
 from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.flow.samplers import Euler
 from snapgen_pl.metrics.draws import uniform
@@ -63,7 +62,7 @@ def test_predict_reads_the_weights_and_draws_every_position(tmp_path: Path) -> N
     images = torch.cat([batch for batch in batches if isinstance(batch, Tensor)])
     assert images.shape == (5, 3, 32, 32)
     requests = list(data.predict_dataloader())
-    whole = LabelBatch(*(torch.cat(parts) for parts in zip(*requests, strict=True)))
+    whole = Request(*(torch.cat(parts) for parts in zip(*requests, strict=True)))
     assert (module.sample(whole).int() - images.int()).abs().max() <= 1
     assert images.float().std(dim=0).mean() > 1
     assert (module.images_seen, module.sampler, module.guidance) == (0, Euler(2), Guidance(1.5))
@@ -104,7 +103,12 @@ def test_released_weights_are_measured_at_several_guidances_without_any_training
         assert report.weights["sha256"] == module.drawer.describe().weights
         assert (report.measurement["samples"], report.measurement["labels"]) == (5, "uniform")
         guidance = Guidance(1.5) if "1.5" in str(report.drawing["guidance"]) else Guidance(4.0)
-        images = torch.cat([module.sample(LabelBatch(*part), guidance=guidance) for part in parts(uniform(5, 5))])
+        images = torch.cat(
+            [
+                module.sample(request, guidance=guidance)
+                for request in (uniform(5, 5).at(batch) for batch in ([0, 1], [2, 3], [4]))
+            ]
+        )
         assert report.values["brightness"].value == pytest.approx(float(images.float().mean()), abs=1e-3)
     check_comparable(dict(zip("ab", reports, strict=True)))
 
@@ -112,10 +116,6 @@ def test_released_weights_are_measured_at_several_guidances_without_any_training
 def test_released_weights_are_not_measured_by_the_frequencies_of_images_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not of LabelData"):
         trainer(tmp_path, callbacks=[SampleMetrics([Brightness()])]).test(Released(sit(tmp_path)), LabelData(5))
-
-
-def parts(request: LabelBatch) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(request.label_B.split(2), request.position_B.split(2), strict=True)
 
 
 def test_other_verbs_and_seeds_are_refused(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_other_verbs_and_seeds_are_refused(tmp_path: Path) -> None:
 def test_a_request_may_bring_its_guidance_and_no_other_sampler(tmp_path: Path) -> None:
     drawer = sit(tmp_path)
     drawer.ready(tmp_path)
-    module, request = Released(drawer, seed=3), LabelBatch(torch.tensor([0, 1]), torch.tensor([0, 1]))
+    module, request = Released(drawer, seed=3), Request(torch.tensor([0, 1]), torch.tensor([0, 1]))
     own, strong = module.sample(request, Euler(2), Guidance(1.5)), module.sample(request, guidance=Guidance(4.0))
     assert torch.equal(own, module.sample(request))
     assert torch.equal(strong, drawer.draw(3, request, Guidance(4.0)))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from snapgen_pl.autoencoders.kl import KL
-from snapgen_pl.data.source import LabelBatch
+from snapgen_pl.data.requests import Request
 from snapgen_pl.flow.guidance import Guidance, guided_velocity
 from snapgen_pl.flow.samplers import SDE, Heun
 from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
@@ -233,10 +233,10 @@ def test_guidance_and_labels_reach_the_network(tmp_path: Path, autoencoder: KL) 
     ]
     assert all(difference(left, right) > 1 for left, right in zip(images, images[1:] + images[:1], strict=True))
     sit = loaded(tensors, tmp_path, autoencoder)
-    one, other = (sit.draw(0, LabelBatch(torch.tensor([label]), torch.tensor([0]))) for label in (0, 1))
+    one, other = (sit.draw(0, Request(torch.tensor([label]), torch.tensor([0]))) for label in (0, 1))
     assert difference(one, other) > 1
     with pytest.raises(ValueError, match="labels must lie in 0 to 4"):
-        sit.draw(0, LabelBatch(torch.tensor([CLASSES]), torch.tensor([0])))
+        sit.draw(0, Request(torch.tensor([CLASSES]), torch.tensor([0])))
 
 
 def test_a_request_may_bring_its_guidance(tmp_path: Path, autoencoder: KL) -> None:

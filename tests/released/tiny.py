@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor
 
-from snapgen_pl.data.source import LabelBatch
+from snapgen_pl.data.requests import Request
 from snapgen_pl.released.drawer import Drawer
 
 CLASSES = 5
 
 
-def request(*positions: int) -> LabelBatch:
+def request(*positions: int) -> Request:
     position_B = torch.tensor(positions)
-    return LabelBatch(position_B % CLASSES, position_B)
+    return Request(position_B % CLASSES, position_B)
 
 
 def assert_images_depend_on_positions_alone(drawer: Drawer) -> None:
@@ -26,7 +26,7 @@ def assert_images_depend_on_positions_alone(drawer: Drawer) -> None:
     # Convolutions of another batch size differ in the last bit.
     assert difference(together, apart) <= 1
     label = torch.zeros(2, dtype=torch.int64)
-    one_class = drawer.draw(3, LabelBatch(label, torch.tensor([0, 5])))
+    one_class = drawer.draw(3, Request(label, torch.tensor([0, 5])))
     assert difference(one_class[:1], one_class[1:]) > 10
     assert difference(drawer.draw(3, request(0)), drawer.draw(4, request(0))) > 10
 

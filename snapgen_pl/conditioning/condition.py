@@ -1,0 +1,73 @@
+"""What an image is asked for with: the label of its class, or a text."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+from torch import Tensor
+
+
+class TextStates(NamedTuple):
+    """Texts as an encoder states them.
+
+    Attributes:
+        tokens_BSD: token states, each row padded to the encoder's ``tokens``.
+        mask_BS: bool, True where there is text; None where padding is to be attended to as well.
+        pooled_BP: one vector a text; None where the encoder gives none.
+    """
+
+    tokens_BSD: Tensor
+    mask_BS: Tensor | None
+    pooled_BP: Tensor | None = None
+
+
+class Texts(NamedTuple):
+    """A batch of texts.
+
+    Attributes:
+        captions: one a sample.
+        states: what encoders made of them, by the encoder's name, where that is at hand already.
+        kept_BE: bool, a column an encoder of the conditioner's, in its order: False where the sample does without it.
+            None keeps all.
+    """
+
+    captions: tuple[str, ...]
+    states: Mapping[str, TextStates]
+    kept_BE: Tensor | None = None
+
+
+# Labels are int64 (B,).
+Condition: TypeAlias = Tensor | Texts
+
+
+def in_words(condition: Condition, classes: Sequence[str]) -> list[str]:
+    """Conditions in words: names of classes, or the texts themselves.
+
+    Args:
+        condition: labels or texts.
+        classes: names of classes; labels index them.
+    """
+    return (
+        list(condition.captions) if isinstance(condition, Texts) else [classes[label] for label in condition.tolist()]
+    )
+
+
+def labels(condition: Condition) -> Tensor:
+    """The condition as labels.
+
+    Raises:
+        ValueError: where it is texts.
+    """
+    if isinstance(condition, Tensor):
+        return condition
+    raise ValueError("labels of classes are needed here, but the data give captions; set --data.condition label")
+
+
+def texts(condition: Condition) -> Texts:
+    """The condition as texts.
+
+    Raises:
+        ValueError: where it is labels.
+    """
+    if isinstance(condition, Texts):
+        return condition
+    raise ValueError("captions are needed here, but the data give labels of classes; set --data.condition caption")
