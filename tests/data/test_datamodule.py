@@ -225,7 +225,9 @@ def test_captions_are_what_images_are_asked_for_with_where_the_data_say_so() -> 
 
 
 def test_captions_of_images_that_have_none_are_refused_with_a_remedy() -> None:
-    with pytest.raises(ValueError, match="SquareSource has no captions; give a source that has, or set data.condition"):
+    with pytest.raises(
+        ValueError, match=r"SquareSource has no captions; give a source that has, or set data\.condition"
+    ):
         ImageData(SquareSource(), batch_size=4, condition="caption").setup("fit")
     with pytest.raises(ValueError, match="sample_classes are asked for by label"):
         ImageData(SquareSource(), condition="caption", sample_classes=["cat"])
