@@ -26,8 +26,8 @@ from snapgen_pl.autoencoders.autoencoder import Posterior
 from snapgen_pl.autoencoders.kl import KL
 from snapgen_pl.conditioning.class_tokens import ClassTokens
 from snapgen_pl.data.datamodule import ImageData
-from snapgen_pl.data.latent_shards import Plan, write_manifest, write_shard
-from snapgen_pl.data.latents import Latents
+from snapgen_pl.data.latents import FORMAT, LatentFacts, Latents, latent_tensors
+from snapgen_pl.data.shards import Plan, write_manifest, write_shard
 from snapgen_pl.models.unet import Block, Stage, UNet
 from snapgen_pl.modules.pretrain import Pretrain
 from snapgen_pl.terminal import quiet
@@ -115,12 +115,12 @@ def write(folder: Path, samples: int, network: KL) -> float:
     """Writes shards of random latents and puts them out of the system's cache; returns their gigabytes."""
     folder.mkdir()
     names = tuple(str(label) for label in range(CLASSES))
-    plan = Plan(network.identity(), 256, 2, "float16", "random", names, (samples, 256), 4096)
+    facts = LatentFacts(network.identity(), 256, 2, "float16", names)
+    plan = Plan(FORMAT, facts.as_json(), "random", (samples, 256), 4096)
     for shard in plan.shards:
-        shape = (shard.count, plan.flips, CHANNELS, SIDE, SIDE)
-        write_shard(
-            folder, plan, shard, Posterior(torch.randn(shape), torch.rand(shape)), torch.arange(shard.count) % CLASSES
-        )
+        shape = (shard.count, facts.flips, CHANNELS, SIDE, SIDE)
+        latents, labels = Posterior(torch.randn(shape), torch.rand(shape)), torch.arange(shard.count) % CLASSES
+        write_shard(folder, plan, shard, latent_tensors(latents, facts.dtype, labels, None))
     write_manifest(folder, plan, {})
     files = [folder / shard.file for shard in plan.shards]
     for file in files if hasattr(os, "posix_fadvise") else ():

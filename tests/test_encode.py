@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from snapgen_pl.__main__ import main
 from snapgen_pl.autoencoders.kl import KL
 from snapgen_pl.data.image_folder import ImageFolder
-from snapgen_pl.data.latent_shards import MANIFEST
 from snapgen_pl.data.latents import Latents
+from snapgen_pl.data.shards import MANIFEST
 from snapgen_pl.data.transforms import centre_crop, to_pixels
 from snapgen_pl.images import from_uint8
 from tests import sample_run

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Literal
 
 import lightning as L
@@ -9,7 +10,6 @@ import torch
 
 from snapgen_pl import rng
 from snapgen_pl.data.conditions import Captioned, Captions, Conditions, Labels
-from snapgen_pl.data.latent_shards import SPLITS, Split
 from snapgen_pl.data.loader import (
     BatchLoader,
     EndlessOrder,
@@ -22,7 +22,9 @@ from snapgen_pl.data.loader import (
     even_batches,
 )
 from snapgen_pl.data.requests import RequestBatches, Requests
+from snapgen_pl.data.shards import SPLITS, Split
 from snapgen_pl.data.source import ImageBatch, ImageSet, ImageSource, LatentSet, OpenSource
+from snapgen_pl.data.text_states import TextStateFolder
 
 
 class ImageData(L.LightningDataModule):
@@ -40,6 +42,8 @@ class ImageData(L.LightningDataModule):
         flip: whether to mirror half of the training images, left to right.
         workers: processes that load images, for each training process; 0 loads them in the process itself.
         condition: what images are asked for with: labels of their classes, or captions, where the source has them.
+        text_states: folders of what text encoders made of the captions, by the encoder's name in the model. Captions
+            of encoders that are not named are encoded as they are needed.
         seed: seeds the order of images, the flips and the requests; in [0, 2^48).
         samples: number of samples that prediction asks for.
         sample_classes: names of the classes that prediction asks for; all by default. Not with captions.
@@ -53,6 +57,7 @@ class ImageData(L.LightningDataModule):
         flip: bool = False,
         workers: int = 0,
         condition: Literal["label", "caption"] = "label",
+        text_states: dict[str, str] | None = None,
         seed: int = 0,
         samples: int = 64,
         sample_classes: list[str] | None = None,
@@ -73,12 +78,15 @@ class ImageData(L.LightningDataModule):
             raise ValueError("sample_classes is empty; name a class, or leave it out for all of them")
         if sample_classes is not None and condition == "caption":
             raise ValueError("sample_classes are asked for by label; leave them out, or set condition: label")
+        if text_states and condition == "label":
+            raise ValueError("text_states are of captions, but condition is label; leave them out, or set caption")
         self.image_source = source
         self.image_size = image_size
         self.batch_size = batch_size
         self.flip = flip
         self.workers = workers
         self.condition: Literal["label", "caption"] = condition
+        self.text_states = {name: Path(folder) for name, folder in (text_states or {}).items()}
         self.seed = seed
         self.samples = samples
         self.sample_classes = sample_classes
@@ -95,9 +103,14 @@ class ImageData(L.LightningDataModule):
             self._opened = self.image_source.open()
         self._check_sampler()
         self._check_latents()
+        self._text_states = {name: TextStateFolder(folder) for name, folder in self.text_states.items()}
+        for states in self._text_states.values():
+            states.check_images(self.source.encoded_from or self.source.fingerprint)
         self._conditions = {split: self._conditions_of(split) for split in SPLITS}
         if stage == "fit":
             self.image_source.check()
+            for states in self._text_states.values():
+                states.check()
         micro_batch = self.micro_batch
         if stage == "fit" and len(self.source.train) < self.batch_size:
             raise ValueError(
@@ -216,6 +229,23 @@ class ImageData(L.LightningDataModule):
                 "Set model.autoencoder to the one that encoded them, or encode again"
             )
 
+    def check_encoders(self, encoders: Mapping[str, str]) -> None:
+        """Checks that stored states of captions are those of the run's encoders.
+
+        Args:
+            encoders: their identities, by name.
+
+        Raises:
+            ValueError: naming states that no encoder needs, or that are another encoder's.
+        """
+        for name, states in self._text_states.items():
+            if name not in encoders:
+                raise ValueError(
+                    f"data.text_states has states of {name!r}, which no encoder of the model is called; there are "
+                    f"{', '.join(encoders) or 'none'}"
+                )
+            states.check_encoder(name, encoders[name])
+
     def _ask(self) -> Requests:
         """Position i asks for what the i-th training image (held-out, with captions) has, in an order by the seed."""
         if self.condition == "caption":
@@ -241,7 +271,7 @@ class ImageData(L.LightningDataModule):
                 f"data.condition is caption, but {type(self.image_source).__name__} has no captions; "
                 "give a source that has, or set data.condition label"
             )
-        return Captions(items)
+        return Captions(items, {name: states.split(split) for name, states in self._text_states.items()})
 
     def _class_index(self, name: str) -> int:
         if name in self.classes:

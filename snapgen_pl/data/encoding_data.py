@@ -1,15 +1,18 @@
 """The LightningDataModule of images to encode, shard by shard."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import lightning as L
 import torch
 from PIL import Image
 from torch import Tensor
 
-from snapgen_pl.data.conditions import Labels
-from snapgen_pl.data.latent_shards import Shard
+from snapgen_pl.config_files import Value
+from snapgen_pl.data.conditions import Captioned, Captions, Labels
 from snapgen_pl.data.loader import BatchLoader, ImageSamples, Sample
+from snapgen_pl.data.requests import RequestBatches, Requests
+from snapgen_pl.data.shards import Plan, Shard
 from snapgen_pl.data.source import Batch, ImageSet, ImageSource, LatentSet, OpenSource
 
 
@@ -31,8 +34,32 @@ class BothSplits:
 
     def load(self, index: int) -> Image.Image:
         """The image as stored."""
+        images, place = self._place(index)
+        return images.load(place)
+
+    @property
+    def captioned(self) -> bool:
+        """Whether the images have captions."""
+        return isinstance(self.train, Captioned) and isinstance(self.validation, Captioned)
+
+    def caption(self, index: int) -> str:
+        """A sentence that says what the image shows.
+
+        Raises:
+            ValueError: where images have none.
+        """
+        images, place = self._place(index)
+        if not isinstance(images, Captioned):
+            raise ValueError("the source has no captions; give one that has")
+        return images.caption(place)
+
+    def captions(self, indices: Sequence[int]) -> list[str] | None:
+        """Those of these images; None where images have none."""
+        return [self.caption(index) for index in indices] if self.captioned else None
+
+    def _place(self, index: int) -> tuple[ImageSet, int]:
         behind = index - len(self.train)
-        return self.train.load(index) if behind < 0 else self.validation.load(behind)
+        return (self.train, index) if behind < 0 else (self.validation, behind)
 
 
 class ShardBatches:
@@ -58,7 +85,7 @@ class ShardBatches:
 
 
 class EncodingData(L.LightningDataModule):
-    """Every image once, training images before validation images, for ``predict`` to encode into shards.
+    """Every image or caption once, those to train on first, for ``predict`` to encode into shards.
 
     A position is an image's place in that order. Each process takes every world_size-th of the shards that are still to
     be written.
@@ -69,6 +96,7 @@ class EncodingData(L.LightningDataModule):
         batch_size: images that a process encodes at once.
         shard_size: images a shard.
         workers: processes that load images, for each encoding process; 0 loads them in the process itself.
+        read: what to give: images, or the captions alone.
 
     Attributes:
         images: all of them by position; known after setup.
@@ -84,6 +112,7 @@ class EncodingData(L.LightningDataModule):
         batch_size: int = 64,
         shard_size: int = 4096,
         workers: int = 0,
+        read: Literal["image", "caption"] = "image",
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -96,6 +125,7 @@ class EncodingData(L.LightningDataModule):
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         self.image_source = source
         self.image_size, self.batch_size, self.shard_size, self.workers = image_size, batch_size, shard_size, workers
+        self.read: Literal["image", "caption"] = read
         self.shards: Sequence[Shard] | None = None
         # Where fewer shards are left than there are processes, Lightning would refuse.
         self.allow_zero_length_dataloader_with_multiple_devices = True
@@ -105,11 +135,13 @@ class EncodingData(L.LightningDataModule):
         """Opens the source.
 
         Raises:
-            ValueError: where it is damaged, or holds latents.
+            ValueError: where it is damaged, holds latents, or lacks the captions that are to be read.
         """
         if self._opened is None:
             self._opened = self.image_source.open()
             self.images = self._both(self._opened)
+        if self.read == "caption" and not self.images.captioned:
+            raise ValueError(f"{type(self.image_source).__name__} has no captions to read; give a source that has")
 
     @property
     def source(self) -> OpenSource:
@@ -117,6 +149,16 @@ class EncodingData(L.LightningDataModule):
         if self._opened is None:
             raise AttributeError("the source is opened by setup(), which has not been called yet")
         return self._opened
+
+    def plan(self, format_name: str, facts: Mapping[str, Value]) -> Plan:
+        """A plan of shards over all images.
+
+        Args:
+            format_name: what the shards are of, and its version.
+            facts: what their values depend on besides the images.
+        """
+        counts = len(self.source.train), len(self.source.validation)
+        return Plan(format_name, facts, self.source.fingerprint, counts, self.shard_size)
 
     def positions(self, shard: Shard) -> range:
         """The positions of a shard's images."""
@@ -131,20 +173,22 @@ class EncodingData(L.LightningDataModule):
             indices = range(first, min(first + batch_size, count))
             yield samples.__getitems__([Sample(index, index) for index in indices]).image_BCHW
 
-    def predict_dataloader(self) -> ShardBatches:
+    def predict_dataloader(self) -> ShardBatches | RequestBatches:
         """This process's part of ``shards``, which the writer sets.
 
         Raises:
             ValueError: where there is no writer.
         """
         if self.shards is None:
-            raise ValueError("nothing would be written: add callbacks.latent_writer.LatentWriter to trainer.callbacks")
+            raise ValueError("nothing would be written: add callbacks.shard_writer.ShardWriter to trainer.callbacks")
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batches = [
             list(positions[first : first + self.batch_size])
             for positions in map(self.positions, self.shards[rank::ranks])
             for first in range(0, len(positions), self.batch_size)
         ]
+        if self.read == "caption":
+            return RequestBatches(Requests(Captions(self.images), range(len(self.images))), batches)
         return ShardBatches(
             ImageSamples(self.images, Labels(self.images.labels), self.image_size), batches, self.workers
         )
@@ -154,3 +198,17 @@ class EncodingData(L.LightningDataModule):
         if isinstance(source.train, LatentSet) or isinstance(source.validation, LatentSet):
             raise ValueError("data.source holds latents already; give the source of the images")
         return BothSplits(source.train, source.validation)
+
+
+def encoding_data(trainer: L.Trainer, read: Literal["image", "caption"]) -> EncodingData:
+    """The run's data.
+
+    Raises:
+        ValueError: where they are no EncodingData, or read something else.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, EncodingData):
+        raise ValueError(f"an EncodingData is needed as data here, not {type(data).__name__}")
+    if data.read != read:
+        raise ValueError(f"data.read is {data.read}, but {read}s are needed here; set --data.read {read}")
+    return data

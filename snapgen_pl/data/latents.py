@@ -1,20 +1,101 @@
-"""Latents as a source of training samples."""
+"""Latents as a source of training samples.
 
-from collections.abc import Sequence
+A shard holds ``mean`` and ``std`` (N, flips, C, H, W) of the posteriors over raw latents (no ``std`` where the encoder
+is certain), ``label`` (N,) and, where the images have captions, those.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
+from torch import Tensor
 
 from snapgen_pl.autoencoders.autoencoder import Posterior
-from snapgen_pl.data.latent_shards import SPLITS, Manifest, Split, check_bytes, read_manifest, read_shard
+from snapgen_pl.config_files import Value
+from snapgen_pl.data.shards import SPLITS, Content, Manifest, Split, check_share, read_manifest, read_shard
 from snapgen_pl.data.source import ImageSource, OpenSource
+from snapgen_pl.data.strings import Strings, join_strings, string_at
 from snapgen_pl.digest import values_digest
 
+FORMAT = "snapgen_pl latents 1"
 FloatArray: TypeAlias = NDArray[np.float16] | NDArray[np.float32]
+
+
+class LatentFacts(NamedTuple):
+    """What latents depend on besides their images.
+
+    Attributes:
+        autoencoder: the identity of what encoded them.
+        image_size: side of the centre crops, in pixels.
+        flips: 2 with mirror images, else 1.
+        dtype: of means and standard deviations: float16 or float32.
+        classes: class names.
+    """
+
+    autoencoder: Mapping[str, str | int | float]
+    image_size: int
+    flips: int
+    dtype: str
+    classes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Value]:
+        """As a plan holds them."""
+        return {
+            "autoencoder": dict(self.autoencoder),
+            "image_size": self.image_size,
+            "crop": "centre",
+            "flips": self.flips,
+            "dtype": self.dtype,
+            "classes": list(self.classes),
+        }
+
+    @staticmethod
+    def of(folder: Path, facts: Mapping[str, Value]) -> "LatentFacts":
+        """The facts of a manifest.
+
+        Raises:
+            ValueError: where one is missing or of another type.
+        """
+        match facts:
+            case {
+                "autoencoder": dict(autoencoder),
+                "image_size": int(image_size),
+                "flips": int(flips),
+                "dtype": str(dtype),
+                "classes": list(classes),
+            }:
+                identity = {key: value for key, value in autoencoder.items() if isinstance(value, str | int | float)}
+                return LatentFacts(identity, image_size, flips, dtype, tuple(map(str, classes)))
+        raise ValueError(f"the manifest in {folder} does not say what its latents are of; encode again")
+
+
+def latent_tensors(
+    posterior: Posterior, dtype: str, label_N: Tensor, captions: Sequence[str] | None
+) -> dict[str, Tensor]:
+    """What a shard holds.
+
+    Args:
+        posterior: mean and standard deviation (N, flips, C, H, W).
+        dtype: float16 or float32.
+        label_N: int64.
+        captions: N, or None where images have none.
+
+    Raises:
+        ValueError: where the type cannot hold a value.
+    """
+    kind = getattr(torch, dtype)
+    tensors = {"mean": posterior.mean_BCHW.to(kind), "label": label_N}
+    if posterior.std_BCHW is not None:
+        tensors["std"] = posterior.std_BCHW.to(kind)
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise ValueError(
+            f"latents are not finite in {dtype}; encode with --model.dtype float32 or, where the autoencoder itself "
+            "overflows, --model.autoencoder.dtype float32"
+        )
+    return tensors if captions is None else tensors | join_strings(captions)._asdict()
 
 
 class ShardSet:
@@ -30,10 +111,10 @@ class ShardSet:
 
     def __init__(self, folder: Path, manifest: Manifest, split: Split) -> None:
         self.folder, self.plan = folder, manifest.plan
-        self.image_size, self.flips = self.plan.image_size, self.plan.flips
-        self.autoencoder = self.plan.autoencoder
+        facts = LatentFacts.of(folder, self.plan.facts)
+        self.image_size, self.flips, self.autoencoder = facts.image_size, facts.flips, facts.autoencoder
         self.shards = [shard for shard in self.plan.shards if shard.split == split]
-        self.labels = torch.cat([read_shard(folder, self.plan, shard).label for shard in self.shards])
+        self.labels = torch.cat([read_shard(folder, self.plan, shard).tensors["label"] for shard in self.shards])
         self._open: dict[int, tuple[FloatArray, FloatArray | None]] = {}
 
     def __len__(self) -> int:
@@ -51,15 +132,35 @@ class ShardSet:
         stds = [std[row, flip] for (_, std), row, flip in places if std is not None]
         return Posterior(torch.from_numpy(mean_BCHW), torch.from_numpy(np.stack(stds)) if stds else None)
 
+    def read(self, shard: int) -> Content:
+        """A shard of the split, opened and checked."""
+        return read_shard(self.folder, self.plan, self.shards[shard])
+
     def _content(self, shard: int) -> tuple[FloatArray, FloatArray | None]:
         if shard not in self._open:
-            content = read_shard(self.folder, self.plan, self.shards[shard])
-            self._open[shard] = content.mean.numpy(), None if content.std is None else content.std.numpy()
+            tensors = self.read(shard).tensors
+            self._open[shard] = tensors["mean"].numpy(), tensors["std"].numpy() if "std" in tensors else None
         return self._open[shard]
 
 
+class CaptionedShardSet(ShardSet):
+    """Latents of images that have captions; also a :class:`~snapgen_pl.data.conditions.Captioned`."""
+
+    def __init__(self, folder: Path, manifest: Manifest, split: Split) -> None:
+        super().__init__(folder, manifest, split)
+        self._captions: dict[int, Strings] = {}
+
+    def caption(self, index: int) -> str:
+        """A sentence that says what the image shows."""
+        shard, row = divmod(index, self.plan.shard_size)
+        if shard not in self._captions:
+            tensors = self.read(shard).tensors
+            self._captions[shard] = Strings(tensors["text"], tensors["end"])
+        return string_at(self._captions[shard], row)
+
+
 class Latents(ImageSource):
-    """Shards that ``predict`` with :class:`~callbacks.latent_writer.LatentWriter` wrote.
+    """Shards that ``predict`` with :class:`~snapgen_pl.modules.encode.Encode` wrote.
 
     Args:
         folder: where they lie.
@@ -73,22 +174,15 @@ class Latents(ImageSource):
 
     def open(self) -> OpenSource:
         """Reads the manifest and the shards' headers; the sets are of :class:`ShardSet`."""
-        manifest = read_manifest(self.folder)
-        train, validation = (ShardSet(self.folder, manifest, split) for split in SPLITS)
-        return OpenSource(manifest.plan.classes, train, validation, values_digest({"shards": manifest.digests}))
+        manifest = read_manifest(self.folder, FORMAT)
+        first = read_shard(self.folder, manifest.plan, manifest.plan.shards[0])
+        kind = CaptionedShardSet if "text" in first.tensors else ShardSet
+        train, validation = (kind(self.folder, manifest, split) for split in SPLITS)
+        classes = LatentFacts.of(self.folder, manifest.plan.facts).classes
+        fingerprint = values_digest({"shards": manifest.digests})
+        return OpenSource(classes, train, validation, fingerprint, manifest.plan.source)
 
     def check(self) -> None:
         """Compares every byte with what was written, if asked to."""
-        if not self.verify:
-            return
-        manifest = read_manifest(self.folder)
-        mine = manifest.plan.shards[_rank() :: _ranks()]
-        check_bytes(self.folder, manifest, track(mine, f"checking the latents in {self.folder}", transient=True))
-
-
-def _rank() -> int:
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-
-
-def _ranks() -> int:
-    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        if self.verify:
+            check_share(self.folder, read_manifest(self.folder, FORMAT), "the latents")

@@ -115,12 +115,14 @@ class OpenSource(NamedTuple):
         train: images to train on.
         validation: held-out images.
         fingerprint: SHA-256 over what identifies the data, for the run's manifest.
+        encoded_from: the fingerprint of the source that latents were encoded from; None for images.
     """
 
     classes: tuple[str, ...]
     train: ImageSet | LatentSet
     validation: ImageSet | LatentSet
     fingerprint: str
+    encoded_from: str | None = None
 
 
 @runtime_checkable

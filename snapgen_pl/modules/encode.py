@@ -1,14 +1,17 @@
 """Encodes images once, so that training need not: wiring only."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior, combined
-from snapgen_pl.data.encoding_data import EncodingData
-from snapgen_pl.data.latent_shards import Plan
+from snapgen_pl.data.encoding_data import EncodingData, encoding_data
+from snapgen_pl.data.latents import FORMAT, LatentFacts, latent_tensors
+from snapgen_pl.data.shards import Plan
 from snapgen_pl.data.source import ImageBatch
 from snapgen_pl.images import from_uint8
 from snapgen_pl.modules.frozen import Frozen, make_ready
@@ -21,7 +24,12 @@ class Encode(L.LightningModule):
         autoencoder: what encodes.
         flips: whether to encode mirror images too, for training with ``data.flip``: twice the time and room.
         dtype: what means and standard deviations are stored in.
+
+    Attributes:
+        folder: what the shards' folder is called.
     """
+
+    folder = "latents"
 
     def __init__(
         self, autoencoder: Autoencoder, flips: bool = True, dtype: Literal["float16", "float32"] = "float16"
@@ -48,16 +56,20 @@ class Encode(L.LightningModule):
                 f"{self.autoencoder.downsampling}"
             )
         make_ready(self.trainer, lambda folder: [self.autoencoder.ready(folder, data.training_images(256))])
-        return Plan(
+        facts = LatentFacts(
             self.autoencoder.identity(),
             data.image_size,
             2 if self.flips else 1,
             self.dtype_stored,
-            data.source.fingerprint,
             data.source.classes,
-            (len(data.source.train), len(data.source.validation)),
-            data.shard_size,
         )
+        return data.plan(FORMAT, facts.as_json())
+
+    def shard(self, predictions: Sequence[Posterior], positions: range) -> dict[str, Tensor]:
+        """The tensors of a shard, of the predictions of its batches, in order."""
+        images = self._data().images
+        labels = images.labels[positions.start : positions.stop]
+        return latent_tensors(combined(predictions, torch.cat), self.dtype_stored, labels, images.captions(positions))
 
     def predict_step(self, batch: ImageBatch, batch_idx: int) -> Posterior:
         """Mean and standard deviation (B, flips, C, H, W)."""
@@ -69,7 +81,4 @@ class Encode(L.LightningModule):
         return combined(posteriors, partial(torch.stack, dim=1))
 
     def _data(self) -> EncodingData:
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, EncodingData):
-            raise ValueError(f"Encode needs an EncodingData as its data, not {type(data).__name__}")
-        return data
+        return encoding_data(self.trainer, "image")

@@ -1,6 +1,6 @@
 """Stage one: rectified-flow pretraining under class labels or texts. Wiring only; the maths is in flow/ and models/."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -127,6 +127,10 @@ class Pretrain(L.LightningModule):
         """SHA-256 over the weights as they are, gathered where they are sharded: every process must ask."""
         return tensors_digest({name: whole(tensor) for name, tensor in self.state_dict().items()})
 
+    def encoders(self) -> Mapping[str, str]:
+        """The identities of the text encoders whose states it takes, by name."""
+        return self.conditioner.encoders()
+
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one latent."""
@@ -161,11 +165,12 @@ class Pretrain(L.LightningModule):
             Lines for the user.
 
         Raises:
-            ValueError: where the data are latents of another autoencoder.
+            ValueError: where the data are latents of another autoencoder, or have states of other text encoders.
         """
         images = (batch.image_BCHW for batch in data.training_images(256))
         lines = self.autoencoder.ready(folder, images), self.conditioner.ready(folder, data.classes)
         data.check_autoencoder(self.autoencoder.identity())
+        data.check_encoders(self.encoders())
         return [line for line in lines if line]
 
     def configure_model(self) -> None:

@@ -9,37 +9,48 @@ import torch
 from safetensors.torch import save_file
 
 from snapgen_pl.autoencoders.autoencoder import Posterior
-from snapgen_pl.data.conditions import Labels
+from snapgen_pl.data.conditions import Captioned, Labels
 from snapgen_pl.data.datamodule import ImageData
-from snapgen_pl.data.latent_shards import MANIFEST, Plan, Shard, read_shard, write_manifest, write_shard
-from snapgen_pl.data.latents import Latents, ShardSet
+from snapgen_pl.data.latents import FORMAT, LatentFacts, Latents, ShardSet, latent_tensors
 from snapgen_pl.data.loader import LatentSamples, ResumableLoader, Sample
+from snapgen_pl.data.shards import MANIFEST, Plan, Shard, read_shard, write_manifest, write_shard
 from snapgen_pl.data.transforms import mirrored
 
-PLAN = Plan(
+FACTS = LatentFacts(
     autoencoder={"class": "KL", "weights": "abc", "channels": 2, "downsampling": 4, "shift": 0.0, "scale": 0.5},
     image_size=16,
     flips=2,
     dtype="float16",
-    source="fingerprint",
     classes=("cat", "dog"),
-    counts=(10, 5),
-    shard_size=4,
 )
 
 
-def posterior(plan: Plan, shard: Shard) -> Posterior:
+def plan_of(facts: LatentFacts) -> Plan:
+    return Plan(FORMAT, facts.as_json(), "fingerprint", (10, 5), 4)
+
+
+PLAN = plan_of(FACTS)
+
+
+def posterior(shard: Shard, flips: int = 2) -> Posterior:
     """Latents that say which image and which flip they are of."""
     first = shard.first + (1000 if shard.split == "validation" else 0)
-    index = torch.arange(first, first + shard.count)[:, None] + torch.arange(plan.flips) / 2
+    index = torch.arange(first, first + shard.count)[:, None] + torch.arange(flips) / 2
     mean = index[:, :, None, None, None].expand(-1, -1, 2, 4, 4)
     return Posterior(mean, mean / 4096)
 
 
-def write(folder: Path, plan: Plan = PLAN) -> Path:
+def write_latents(folder: Path, shard: Shard, latents: Posterior, plan: Plan = PLAN) -> None:
+    labels = torch.arange(shard.count) % 2
+    captions = [f"{shard.split} {shard.first + i}: a café" for i in range(shard.count)]
+    write_shard(folder, plan, shard, latent_tensors(latents, "float16", labels, captions))
+
+
+def write(folder: Path, facts: LatentFacts = FACTS) -> Path:
     folder.mkdir()
+    plan = plan_of(facts)
     for shard in plan.shards:
-        write_shard(folder, plan, shard, posterior(plan, shard), torch.arange(shard.count) % 2)
+        write_latents(folder, shard, posterior(shard, facts.flips), plan)
     write_manifest(folder, plan, {"by": "a test"})
     return folder
 
@@ -73,18 +84,29 @@ def test_what_was_written_is_read_in_any_order(shards: Path) -> None:
     torch.testing.assert_close(loaded.std_BCHW, loaded.mean_BCHW / 4096)
 
 
+def test_captions_are_read_where_there_are_any(tmp_path: Path, shards: Path) -> None:
+    validation = Latents(str(shards)).open().validation
+    assert isinstance(validation, Captioned)
+    assert [validation.caption(index) for index in (4, 0)] == ["validation 4: a café", "validation 0: a café"]
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for shard in PLAN.shards:
+        labels = torch.zeros(shard.count, dtype=torch.int64)
+        write_shard(bare, PLAN, shard, latent_tensors(posterior(shard), "float16", labels, None))
+    write_manifest(bare, PLAN, {})
+    assert not isinstance(Latents(str(bare)).open().train, Captioned)
+
+
 def test_an_encoder_that_is_certain_leaves_no_deviations(tmp_path: Path) -> None:
     shard = PLAN.shards[0]
-    write_shard(tmp_path, PLAN, shard, Posterior(posterior(PLAN, shard).mean_BCHW), torch.zeros(4, dtype=torch.int64))
-    assert read_shard(tmp_path, PLAN, shard).std is None
+    write_latents(tmp_path, shard, Posterior(posterior(shard).mean_BCHW))
+    assert "std" not in read_shard(tmp_path, PLAN, shard).tensors
 
 
-def test_latents_beyond_the_types_range_are_not_written(tmp_path: Path) -> None:
-    shard = PLAN.shards[0]
-    mean = posterior(PLAN, shard).mean_BCHW * 1e5
+def test_latents_beyond_the_types_range_are_not_written() -> None:
+    mean = posterior(PLAN.shards[0]).mean_BCHW * 1e5
     with pytest.raises(ValueError, match=r"not finite in float16; encode with --model\.dtype float32"):
-        write_shard(tmp_path, PLAN, shard, Posterior(mean), torch.zeros(4, dtype=torch.int64))
-    assert not list(tmp_path.iterdir())
+        latent_tensors(Posterior(mean), "float16", torch.zeros(4, dtype=torch.int64), None)
 
 
 def flip_a_bit(folder: Path) -> None:
@@ -113,14 +135,14 @@ def change_scale(folder: Path) -> None:
 
 
 def mix_autoencoders(folder: Path) -> None:
-    other = write(folder.parent / "other", PLAN._replace(autoencoder={**PLAN.autoencoder, "weights": "xyz"}))
+    other = write(folder.parent / "other", FACTS._replace(autoencoder={**FACTS.autoencoder, "weights": "xyz"}))
     shutil.copy(other / "train-00001.safetensors", folder)
 
 
 def mix_runs(folder: Path) -> None:
     """A shard that belongs here by its header, with other content, whole in itself."""
     shard = PLAN.shards[1]
-    write_shard(folder, PLAN, shard, Posterior(posterior(PLAN, shard).mean_BCHW + 1), torch.zeros(4, dtype=torch.int64))
+    write_latents(folder, shard, Posterior(posterior(shard).mean_BCHW + 1))
 
 
 def put_another_file(folder: Path) -> None:
@@ -136,11 +158,14 @@ def put_another_file(folder: Path) -> None:
         (change_scale, r"autoencoder\.scale is 0\.5 there, 0\.7 here"),
         (mix_autoencoders, r'train-00001\.safetensors is of another .*autoencoder\.weights is "xyz" there, "abc" here'),
         (mix_runs, r"train-00001\.safetensors is damaged: its content is not what was written"),
-        (put_another_file, r"train-00001\.safetensors is no shard of latents"),
+        (put_another_file, r"train-00001\.safetensors is no shard of snapgen_pl latents 1"),
         (lambda folder: (folder / "train-00002.safetensors").unlink(), r"train-00002\.safetensors is missing"),
         (lambda folder: (folder / MANIFEST).unlink(), r"manifest\.json does not exist; give a folder that `predict`"),
         (lambda folder: (folder / MANIFEST).write_text("{"), r"manifest\.json is no JSON"),
-        (lambda folder: (folder / MANIFEST).write_text('{"format": "x"}'), r"is not of format .* but 'x'"),
+        (
+            lambda folder: (folder / MANIFEST).write_text('{"format": "x"}'),
+            r"is not of format 'snapgen_pl latents 1'; give another folder",
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", None) if callable(value) else "",
 )
@@ -164,7 +189,7 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path, shards: Path) -> None
     before = Latents(str(shards)).open().fingerprint
     assert Latents(str(write(tmp_path / "again"))).open().fingerprint == before
     shard = PLAN.shards[0]
-    write_shard(shards, PLAN, shard, Posterior(posterior(PLAN, shard).mean_BCHW + 1), torch.zeros(4, dtype=torch.int64))
+    write_latents(shards, shard, Posterior(posterior(shard).mean_BCHW + 1))
     write_manifest(shards, PLAN, {})
     assert Latents(str(shards)).open().fingerprint != before
 
@@ -200,13 +225,13 @@ def test_the_loader_resumes_in_the_middle_of_an_epoch(shards: Path, workers: int
 def test_settings_that_do_not_fit_the_latents_are_refused(tmp_path: Path, shards: Path) -> None:
     with pytest.raises(ValueError, match=r"image_size is 32, but the latents are of images of 16 pixels"):
         ImageData(Latents(str(shards)), image_size=32, batch_size=4).setup("fit")
-    single = write(tmp_path / "single", PLAN._replace(flips=1))
+    single = write(tmp_path / "single", FACTS._replace(flips=1))
     with pytest.raises(ValueError, match=r"flip is true, but no mirror images were encoded"):
         ImageData(Latents(str(single)), image_size=16, batch_size=4, flip=True).setup("fit")
     data = ImageData(Latents(str(shards)), image_size=16, batch_size=4)
     data.setup("fit")
     with pytest.raises(ValueError, match="no autoencoder can be fitted"):
         next(data.training_images(4))
-    data.check_autoencoder({**PLAN.autoencoder, "dtype": "bfloat16"})
+    data.check_autoencoder({**FACTS.autoencoder, "dtype": "bfloat16"})
     with pytest.raises(ValueError, match=r"scale is 0\.5 in the latents' manifest, 0\.6 in the run"):
-        data.check_autoencoder({**PLAN.autoencoder, "scale": 0.6})
+        data.check_autoencoder({**FACTS.autoencoder, "scale": 0.6})

@@ -1,8 +1,7 @@
-"""Latents on disk: shards in safetensors' format, and a manifest that says what they are.
+"""What predict computed of a source's images, on disk: shards in safetensors' format, and a manifest of them.
 
-A shard holds, of consecutive images of one split, ``mean`` and ``std`` (N, flips, C, H, W) of the posteriors over raw
-latents (no ``std`` where the encoder is certain) and ``label`` (N,). Its header repeats the plan that it is a part of,
-so that a shard of another plan, or a manifest that was changed, is told by name.
+A shard holds tensors of consecutive images of one split. Its header repeats the plan that it is a part of, so that a
+shard of another plan, or a manifest that was changed, is told by name.
 """
 
 import json
@@ -12,16 +11,15 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from snapgen_pl.autoencoders.autoencoder import Posterior
 from snapgen_pl.config_files import Value, differences
 from snapgen_pl.digest import tensors_digest
 from snapgen_pl.whole_files import whole_file, write_json
 
-FORMAT = "snapgen_pl latents 1"
 MANIFEST = "manifest.json"
 
 Split = Literal["train", "validation"]
@@ -51,25 +49,19 @@ class Shard:
 
 
 class Plan(NamedTuple):
-    """What is encoded, by what, and how it is divided: equal plans give interchangeable shards.
+    """What is computed, by what, and how it is divided: equal plans give interchangeable shards.
 
     Attributes:
-        autoencoder: its identity.
-        image_size: side of the centre crops, in pixels.
-        flips: 2 with mirror images, else 1.
-        dtype: of means and standard deviations: float16 or float32.
+        format: what the shards are of, and its version.
+        facts: what the values depend on besides the images, and what is needed to read them; JSON values.
         source: the image source's fingerprint.
-        classes: class names.
         counts: images of train and validation.
         shard_size: images a shard, the last of a split excepted.
     """
 
-    autoencoder: Mapping[str, str | int | float]
-    image_size: int
-    flips: int
-    dtype: str
+    format: str
+    facts: Mapping[str, Value]
     source: str
-    classes: tuple[str, ...]
     counts: tuple[int, int]
     shard_size: int
 
@@ -85,16 +77,11 @@ class Plan(NamedTuple):
     def as_json(self) -> dict[str, Value]:
         """The plan as a manifest and a shard's header hold it."""
         return {
-            "format": FORMAT,
-            "autoencoder": dict(self.autoencoder),
-            "image_size": self.image_size,
-            "crop": "centre",
-            "flips": self.flips,
-            "dtype": self.dtype,
+            "format": self.format,
+            **self.facts,
             "source": self.source,
             "counts": dict(zip(SPLITS, self.counts, strict=True)),
             "shard_size": self.shard_size,
-            "classes": list(self.classes),
         }
 
 
@@ -114,44 +101,31 @@ class Content(NamedTuple):
     """A shard's tensors, mapped from its file: read when they are touched.
 
     Attributes:
-        mean: of the posteriors, (N, flips, C, H, W).
-        std: their standard deviation; None where the encoder is certain.
-        label: int64 (N,).
-        digest: SHA-256 over the tensors when they were written.
+        tensors: by name.
+        digest: SHA-256 over them when they were written.
     """
 
-    mean: Tensor
-    std: Tensor | None
-    label: Tensor
+    tensors: dict[str, Tensor]
     digest: str
 
 
-def write_shard(folder: Path, plan: Plan, shard: Shard, posterior: Posterior, label_N: Tensor) -> None:
+def write_shard(folder: Path, plan: Plan, shard: Shard, tensors: Mapping[str, Tensor]) -> None:
     """Writes a shard, whole or not at all.
 
     Args:
         folder: where to.
         plan: what it is a part of.
         shard: which part.
-        posterior: mean and standard deviation (N, flips, C, H, W).
-        label_N: int64.
+        tensors: by name.
     """
-    dtype = getattr(torch, plan.dtype)
-    std = None if posterior.std_BCHW is None else posterior.std_BCHW.to(dtype)
-    content = Content(posterior.mean_BCHW.to(dtype), std, label_N, "")
-    tensors = _tensors(content)
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise ValueError(
-            f"latents of {shard.file} are not finite in {plan.dtype}; encode with --model.dtype float32 or, where the "
-            "autoencoder itself overflows, --model.autoencoder.dtype float32"
-        )
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     header = {
         "plan": json.dumps(plan.as_json()),
         "shard": json.dumps(asdict(shard)),
-        "digest": _digest(content),
+        "digest": tensors_digest(contiguous),
     }
     with whole_file(folder / shard.file) as part:
-        save_file(tensors, part, header)
+        save_file(contiguous, part, header)
 
 
 def read_shard(folder: Path, plan: Plan, shard: Shard) -> Content:
@@ -163,7 +137,7 @@ def read_shard(folder: Path, plan: Plan, shard: Shard) -> Content:
     path = folder / shard.file
     header, tensors = _mapped(path)
     if not {"plan", "shard", "digest"} <= header.keys():
-        raise ValueError(f"{path} is no shard of latents: its header lacks a plan; move it away")
+        raise ValueError(f"{path} is no shard of {plan.format}: its header lacks a plan; move it away")
     if changed := differences(json.loads(header["plan"]), plan.as_json()):
         listed = "; ".join(
             f"{change.key} is {_brief(change.old)} there, {_brief(change.new)} here" for change in changed
@@ -171,7 +145,7 @@ def read_shard(folder: Path, plan: Plan, shard: Shard) -> Content:
         raise ValueError(f"{path} is of another encoding than {MANIFEST} or the command says: {listed}")
     if (found := Shard(**json.loads(header["shard"]))) != shard:
         raise ValueError(f"{path} holds what belongs into {found.file}: files were renamed or swapped; put them back")
-    return Content(tensors["mean"], tensors.get("std"), tensors["label"], header["digest"])
+    return Content(tensors, header["digest"])
 
 
 def check_bytes(folder: Path, manifest: Manifest, shards: Iterable[Shard]) -> None:
@@ -182,7 +156,7 @@ def check_bytes(folder: Path, manifest: Manifest, shards: Iterable[Shard]) -> No
     """
     for shard in shards:
         content = read_shard(folder, manifest.plan, shard)
-        if not _digest(content) == content.digest == manifest.digests.get(shard.file):
+        if not tensors_digest(content.tensors) == content.digest == manifest.digests.get(shard.file):
             raise ValueError(
                 f"{folder / shard.file} is damaged: its content is not what was written; "
                 f"delete it and {MANIFEST} and encode again: whole shards are kept"
@@ -201,8 +175,12 @@ def write_manifest(folder: Path, plan: Plan, made: Mapping[str, object]) -> None
     write_json({**plan.as_json(), "made": made, "digests": digests}, folder / MANIFEST)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, format_name: str) -> Manifest:
     """The manifest of a folder.
+
+    Args:
+        folder: where the shards lie.
+        format_name: what they have to be of.
 
     Raises:
         ValueError: where there is none, or it is none.
@@ -210,43 +188,39 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise ValueError(
-            f"{path} does not exist; give a folder that `predict` with callbacks.latent_writer.LatentWriter has "
+            f"{path} does not exist; give a folder that `predict` with callbacks.shard_writer.ShardWriter has "
             "finished (the same command again goes on with it)"
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
-    if content.get("format") != FORMAT:
-        raise ValueError(f"{path} is not of format {FORMAT!r} but {content.get('format')!r}; encode again")
+    if content.pop("format", None) != format_name:
+        raise ValueError(f"{path} is not of format {format_name!r}; give another folder, or encode again")
     try:
-        plan = Plan(
-            content["autoencoder"],
-            content["image_size"],
-            content["flips"],
-            content["dtype"],
-            content["source"],
-            tuple(content["classes"]),
-            (content["counts"]["train"], content["counts"]["validation"]),
-            content["shard_size"],
+        source, counts, shard_size = content.pop("source"), content.pop("counts"), content.pop("shard_size")
+        digests = content.pop("digests")
+        content.pop("made")
+        return Manifest(
+            Plan(format_name, content, source, (counts["train"], counts["validation"]), shard_size), digests
         )
-        return Manifest(plan, content["digests"])
     except KeyError as error:
         raise ValueError(f"{path} lacks {error}; encode again") from error
+
+
+def check_share(folder: Path, manifest: Manifest, verb: str) -> None:
+    """Compares this process's share of the shards with what was written, showing progress.
+
+    Raises:
+        ValueError: naming the first that differs.
+    """
+    mine = manifest.plan.shards[_rank() :: _ranks()]
+    check_bytes(folder, manifest, track(mine, f"checking {verb} in {folder}", transient=True))
 
 
 def _brief(value: Value) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _tensors(content: Content) -> dict[str, Tensor]:
-    tensors = {"mean": content.mean.contiguous(), "label": content.label.contiguous()}
-    return tensors if content.std is None else tensors | {"std": content.std.contiguous()}
-
-
-def _digest(content: Content) -> str:
-    return tensors_digest(_tensors(content))
 
 
 def _mapped(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -258,3 +232,11 @@ def _mapped(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             return opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and encode again: whole shards are kept") from error
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def _ranks() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1

@@ -1,39 +1,57 @@
-"""Writes the latents that ``predict`` with :class:`~snapgen_pl.modules.encode.Encode` computes."""
+"""Writes what ``predict`` computes of a data set: latents, or states of texts."""
 
 import signal
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
 from filelock import FileLock
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 from callbacks.run_manifest import describe_hardware
-from snapgen_pl.autoencoders.autoencoder import Posterior, combined
 from snapgen_pl.data.encoding_data import EncodingData
-from snapgen_pl.data.latent_shards import MANIFEST, Plan, Shard, read_shard, write_manifest, write_shard
-from snapgen_pl.data.source import ImageBatch
-from snapgen_pl.modules.encode import Encode
+from snapgen_pl.data.shards import MANIFEST, Plan, Shard, read_shard, write_manifest, write_shard
 from snapgen_pl.provenance import describe_code
 from snapgen_pl.runs import Run
 
 
-class LatentWriter(L.Callback):
-    """Writes shards as they are complete, and at the end the manifest; see :mod:`snapgen_pl.data.latent_shards`.
+@runtime_checkable
+class Encodes(Protocol):
+    """A module whose predictions make shards, such as :class:`~snapgen_pl.modules.encode.Encode`.
+
+    Attributes:
+        folder: what the shards' folder is called.
+    """
+
+    folder: str
+
+    def plan(self) -> Plan:
+        """What is to be computed; makes what computes it ready."""
+        ...
+
+    def shard(self, predictions: list[Any], positions: range) -> dict[str, Tensor]:
+        """The tensors of a shard, of the predictions of its batches, in order."""
+        ...
+
+
+class ShardWriter(L.Callback):
+    """Writes shards as they are complete, and at the end the manifest; see :mod:`snapgen_pl.data.shards`.
 
     Each process writes shards of its own; the folder must be one that all of them see. The same command again, on any
     number of processes, goes on after the shards that are there; a killed run loses at most one shard a process.
 
     Args:
-        folder: where to; by default ``latents`` in the run's folder.
+        folder: where to; by default the module's ``folder`` in the run's.
     """
 
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
-        self._parts: list[Posterior] = []
+        self._parts: list[Any] = []
         self._claim: FileLock | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -43,13 +61,13 @@ class LatentWriter(L.Callback):
             ValueError: where the folder holds those of another encoding, or damaged ones.
         """
         data = getattr(trainer, "datamodule", None)
-        if stage != "predict" or not isinstance(pl_module, Encode) or not isinstance(data, EncodingData):
+        if stage != "predict" or not isinstance(pl_module, Encodes) or not isinstance(data, EncodingData):
             raise ValueError(
-                f"LatentWriter serves `predict` with Encode and EncodingData, not `{stage}` with "
+                f"ShardWriter serves `predict` with Encode or EncodeTexts and EncodingData, not `{stage}` with "
                 f"{type(pl_module).__name__} and {type(data).__name__}"
             )
-        self._folder = Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "latents"
-        self._plan, self._data = pl_module.plan(), data
+        self._folder = Path(self.folder) if self.folder else Path(trainer.default_root_dir) / pl_module.folder
+        self._module, self._plan, self._data = pl_module, pl_module.plan(), data
         if trainer.is_global_zero:
             self._claim = Run(self._folder).claim()
         data.shards = missing_shards(self._folder, self._plan)
@@ -57,7 +75,7 @@ class LatentWriter(L.Callback):
         if done:
             rank_zero_info(f"{done} of {len(self._plan.shards)} shards are in {self._folder} already")
         # Nobody may write before everybody has looked.
-        trainer.strategy.barrier("latent_writer")
+        trainer.strategy.barrier("shard_writer")
         trainer.predict_loop.return_predictions = False
         rank, ranks = trainer.global_rank, trainer.world_size
         self._queue = list(data.shards[rank::ranks])
@@ -73,14 +91,11 @@ class LatentWriter(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Writes the shard that the batch completes."""
-        assert isinstance(outputs, Posterior)
-        assert isinstance(batch, ImageBatch)
-        self._parts.append(outputs.cpu())
+        self._parts.append(move_data_to_device(outputs, torch.device("cpu")))
         shard = self._queue[0]
         positions = self._data.positions(shard)
         if int(batch.position_B[-1]) == positions[-1]:
-            labels = self._data.images.labels[positions.start : positions.stop]
-            write_shard(self._folder, self._plan, shard, combined(self._parts, torch.cat), labels)
+            write_shard(self._folder, self._plan, shard, self._module.shard(self._parts, positions))
             self._parts = []
             self._queue.pop(0)
 
@@ -89,7 +104,7 @@ class LatentWriter(L.Callback):
 
         Not on_predict_end, which a process does not come to that finds nothing left to encode.
         """
-        trainer.strategy.barrier("latent_writer")
+        trainer.strategy.barrier("shard_writer")
         if not trainer.is_global_zero:
             return
         if self._data.shards or not (self._folder / MANIFEST).exists():

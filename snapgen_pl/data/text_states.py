@@ -1,0 +1,192 @@
+"""What a text encoder made of captions, on disk.
+
+A shard holds ``tokens`` (T, D), those of N captions one behind the other, ``token_end`` (N,), where each caption's end,
+and ``pooled`` (N, P), where the encoder gives that. Padding that is masked is left out; padding that is attended to is
+a state like others.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from snapgen_pl.conditioning.condition import TextStates
+from snapgen_pl.config_files import Value
+from snapgen_pl.data.shards import Manifest, Split, check_share, read_manifest, read_shard
+
+FORMAT = "snapgen_pl text states 1"
+
+
+class TextFacts(NamedTuple):
+    """What states depend on besides their captions.
+
+    Attributes:
+        encoder: identity of the encoder.
+        weights: SHA-256 over the encoder's identity and weights.
+        tokens: tokens that a text is padded to.
+        masked: whether padding is masked, and so not stored.
+        dtype: what states are stored in.
+    """
+
+    encoder: str
+    weights: str
+    tokens: int
+    masked: bool
+    dtype: str
+
+    def as_json(self) -> dict[str, Value]:
+        """As a plan holds them."""
+        return dict(self._asdict())
+
+    @staticmethod
+    def of(folder: Path, facts: Mapping[str, Value]) -> "TextFacts":
+        """The facts of a manifest.
+
+        Raises:
+            ValueError: where one is missing or of another type.
+        """
+        match facts:
+            case {
+                "encoder": str(encoder),
+                "weights": str(weights),
+                "tokens": int(tokens),
+                "masked": bool(masked),
+                "dtype": str(dtype),
+            }:
+                return TextFacts(encoder, weights, tokens, masked, dtype)
+        raise ValueError(f"the manifest in {folder} does not say what its states are of; encode again")
+
+
+def text_tensors(states: Sequence[TextStates], dtype: str) -> dict[str, Tensor]:
+    """What a shard holds.
+
+    Args:
+        states: of the captions, in order; each as the encoder gives it.
+        dtype: float16, bfloat16 or float32.
+
+    Raises:
+        ValueError: where the type cannot hold a state.
+    """
+    kind = getattr(torch, dtype)
+    rows, lengths = [], []
+    for batch in states:
+        length_B = _lengths(batch)
+        rows += [tokens_SD[:length] for tokens_SD, length in zip(batch.tokens_BSD, length_B.tolist(), strict=True)]
+        lengths.append(length_B)
+    tensors = {"tokens": torch.cat(rows).to(kind), "token_end": torch.cat(lengths).cumsum(0)}
+    pooled = [batch.pooled_BP for batch in states if batch.pooled_BP is not None]
+    if pooled:
+        tensors["pooled"] = torch.cat(pooled).to(kind)
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise ValueError(f"the text encoder gives states that {dtype} cannot hold; set --model.dtype float32")
+    return tensors
+
+
+def _lengths(states: TextStates) -> Tensor:
+    """Tokens of each text, up to the last that is not masked."""
+    batch, tokens = states.tokens_BSD.shape[:2]
+    if states.mask_BS is None:
+        return torch.full((batch,), tokens)
+    places_S = torch.arange(1, tokens + 1, device=states.mask_BS.device)
+    return (states.mask_BS * places_S).amax(dim=1)
+
+
+class _Open(NamedTuple):
+    tokens: Tensor
+    token_end: Tensor
+    pooled: Tensor | None
+
+
+class StoredTexts:
+    """The states of one split's captions; :class:`~snapgen_pl.data.conditions.StoredStates`.
+
+    Shards are mapped into memory, once a process, when they are first asked for.
+
+    Args:
+        folder: where the shards lie.
+        manifest: what they are.
+        split: which.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, split: Split) -> None:
+        self.folder, self.plan = folder, manifest.plan
+        self.facts = TextFacts.of(folder, manifest.plan.facts)
+        self.shards = [shard for shard in manifest.plan.shards if shard.split == split]
+        self._open: dict[int, _Open] = {}
+
+    def __len__(self) -> int:
+        """The number of captions."""
+        return sum(shard.count for shard in self.shards)
+
+    def load(self, indices: Sequence[int]) -> TextStates:
+        """The states of these captions, padded with zeros: tokens (B, S, D) as stored, S the encoder's tokens."""
+        found = [self._at(index) for index in indices]
+        width = found[0][0].shape[1]
+        tokens_BSD = found[0][0].new_zeros(len(found), self.facts.tokens, width)
+        mask_BS = torch.zeros(len(found), self.facts.tokens, dtype=torch.bool)
+        for row, (tokens_SD, _) in enumerate(found):
+            tokens_BSD[row, : len(tokens_SD)] = tokens_SD
+            mask_BS[row, : len(tokens_SD)] = True
+        pooled = [vector for _, vector in found if vector is not None]
+        return TextStates(tokens_BSD, mask_BS if self.facts.masked else None, torch.stack(pooled) if pooled else None)
+
+    def _at(self, index: int) -> tuple[Tensor, Tensor | None]:
+        shard, row = divmod(index, self.plan.shard_size)
+        if shard not in self._open:
+            tensors = read_shard(self.folder, self.plan, self.shards[shard]).tensors
+            self._open[shard] = _Open(tensors["tokens"], tensors["token_end"], tensors.get("pooled"))
+        opened = self._open[shard]
+        start = int(opened.token_end[row - 1]) if row else 0
+        pooled = None if opened.pooled is None else opened.pooled[row]
+        return opened.tokens[start : int(opened.token_end[row])], pooled
+
+
+class TextStateFolder:
+    """Shards that ``predict`` with :class:`~snapgen_pl.modules.encode_texts.EncodeTexts` wrote.
+
+    Args:
+        folder: where they lie.
+
+    Raises:
+        ValueError: where there are none, or they are of something else.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = read_manifest(folder, FORMAT)
+        self.facts = TextFacts.of(folder, self.manifest.plan.facts)
+
+    def split(self, split: Split) -> StoredTexts:
+        """The states of a split's captions."""
+        return StoredTexts(self.folder, self.manifest, split)
+
+    def check_images(self, origin: str) -> None:
+        """Checks that the captions are those of a source.
+
+        Raises:
+            ValueError: where they are not.
+        """
+        if self.manifest.plan.source != origin:
+            raise ValueError(
+                f"the text states in {self.folder} are of other captions than the data's (source "
+                f"{self.manifest.plan.source[:12]} there, {origin[:12]} here); encode the data's, or leave them out"
+            )
+
+    def check_encoder(self, name: str, identity: str) -> None:
+        """Checks that the states are those that a conditioner's encoder would give.
+
+        Raises:
+            ValueError: where they are not.
+        """
+        if self.facts.encoder != identity:
+            raise ValueError(
+                f"the text states in {self.folder} are of another encoder than the run's {name} "
+                f"({self.facts.encoder[:12]} there, {identity[:12]} here); encode again, or set the encoder that made "
+                "them"
+            )
+
+    def check(self) -> None:
+        """Compares every byte with what was written."""
+        check_share(self.folder, self.manifest, "the text states")
