@@ -139,7 +139,7 @@ def list_images(folder: Path, label_of: Mapping[str, int]) -> list[Entry]:
     extensions = readable_extensions()
     entries = []
     for name, label in label_of.items():
-        found = sorted(_files(folder / name, name, extensions))
+        found = sorted(images_under(folder / name, f"{name}/", extensions))
         if not found:
             raise ValueError(
                 f"{folder / name} holds no image; expected files such as .jpg, .png or .webp (or remove the folder)"
@@ -148,19 +148,19 @@ def list_images(folder: Path, label_of: Mapping[str, int]) -> list[Entry]:
     return entries
 
 
-def _subfolders(folder: Path) -> list[str]:
-    with os.scandir(folder) as items:
-        return sorted(item.name for item in items if item.is_dir() and not item.name.startswith("."))
-
-
-def _files(folder: Path, name: str, extensions: frozenset[str]) -> Iterator[tuple[str, int]]:
-    """(path, size) of the images under ``folder``, paths beginning with ``name``."""
+def images_under(folder: Path, prefix: str, extensions: frozenset[str]) -> Iterator[tuple[str, int]]:
+    """(path, size) of the images under ``folder``, in no order; paths are relative to it, behind ``prefix``."""
     with os.scandir(folder) as items:
         for item in items:
-            path = f"{name}/{item.name}"
+            path = f"{prefix}{item.name}"
             if item.name.startswith("."):
                 continue
             if item.is_dir():
-                yield from _files(folder / item.name, path, extensions)
+                yield from images_under(folder / item.name, f"{path}/", extensions)
             elif os.path.splitext(item.name)[1].lower() in extensions:  # noqa: PTH122  (a million times)
                 yield path, item.stat().st_size
+
+
+def _subfolders(folder: Path) -> list[str]:
+    with os.scandir(folder) as items:
+        return sorted(item.name for item in items if item.is_dir() and not item.name.startswith("."))
