@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from snapgen_pl.png import to_pil, write_png
+from snapgen_pl.png import read_picture, to_pil, write_png
 from snapgen_pl.whole_files import whole_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -58,7 +57,7 @@ class PictureFolder(StoredImages):
     def batches(self, size: int) -> Iterator[Tensor]:
         """See the contract."""
         for start in range(0, self.count, size):
-            images = [_picture(file) for file in self.files[start : start + size]]
+            images = [read_picture(file) for file in self.files[start : start + size]]
             if odd := next((i for i, image in enumerate(images) if image.shape != images[0].shape), None):
                 raise ValueError(
                     f"{self.files[start + odd]} is of another size than {self.files[start]}; bring all to one size"
@@ -147,14 +146,6 @@ def write_pictures(folder: Path, batches: Iterable[Tensor]) -> None:
     images = (image_CHW for image_BCHW in batches for image_CHW in image_BCHW)
     for index, image_CHW in enumerate(images):
         write_png(to_pil(image_CHW), folder / f"{index:06d}.png")
-
-
-def _picture(file: Path) -> Tensor:
-    try:
-        with Image.open(file) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    except OSError as error:
-        raise ValueError(f"{file}: no readable picture ({error}); delete it or draw it again") from error
 
 
 def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:

@@ -1,0 +1,151 @@
+"""Stage two: pretraining plus what a teacher says (SnapGen, multi-level distillation). Wiring only."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from snapgen_pl.autoencoders.autoencoder import Autoencoder
+from snapgen_pl.conditioning.condition import Condition
+from snapgen_pl.conditioning.conditioner import Conditioner
+from snapgen_pl.data.datamodule import ImageData
+from snapgen_pl.data.source import Batch
+from snapgen_pl.distill.feature_loss import FeatureLoss, FeaturePair
+from snapgen_pl.distill.loss_terms import LossTerm, LossTerms, Role
+from snapgen_pl.distill.velocity_error import velocity_error
+from snapgen_pl.flow.path import PathSample
+from snapgen_pl.models.denoiser import Denoiser
+from snapgen_pl.modules.frozen import make_ready
+from snapgen_pl.modules.pretrain import Pretrain
+from snapgen_pl.teachers.teacher import Teacher
+
+
+class Distill(Pretrain):
+    """Trains a denoiser on data and on a teacher of any architecture, at the same x_t and t.
+
+    To L_task come L_kd, between velocities, and, where pairs of features are given, L_featkd. The teacher is asked once
+    a batch; where the conditioner has dropped all that was asked for, the student learns from the teacher's
+    unconditional velocity. Terms are added with their weights, unless
+    :class:`~callbacks.timestep_scaling.TimestepAwareScaling` scales them.
+
+    Validation tells every term, also those of weight 0, which training leaves out: a run with both weights 0 trains as
+    :class:`~snapgen_pl.modules.pretrain.Pretrain` does, and says how near it comes to a teacher that it never heard.
+
+    Args:
+        denoiser: as in Pretrain.
+        conditioner: as in Pretrain.
+        autoencoder: as in Pretrain; the teacher's latents must be its.
+        teacher: frozen, kept out of checkpoints.
+        features: which features learn from which of the teacher's; their projections are trained along.
+        output_weight: of L_kd, at least 0.
+        feature_weight: of L_featkd, likewise.
+        **pretrain: as in Pretrain.
+
+    Raises:
+        ValueError: where the parts do not fit together.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        conditioner: Conditioner,
+        autoencoder: Autoencoder,
+        teacher: Teacher,
+        features: Sequence[FeaturePair] = (),
+        output_weight: float = 1.0,
+        feature_weight: float = 1.0,
+        **pretrain: Any,
+    ) -> None:
+        super().__init__(denoiser, conditioner, autoencoder, **pretrain)
+        if min(output_weight, feature_weight) < 0:
+            raise ValueError(f"output_weight is {output_weight}, feature_weight {feature_weight}; both must be >= 0")
+        self.teacher = teacher
+        self.feature_loss = FeatureLoss(features) if features else None
+        self._weights: dict[Role, float] = {"kd": output_weight}
+        if self.feature_loss is not None:
+            self._weights["feature"] = feature_weight
+        _check_teacher(teacher, denoiser, self.feature_loss)
+
+    @property
+    def loss_roles(self) -> Mapping[str, Role]:
+        """By name, the role of every term that is trained on."""
+        return {"task": "task", **{role: role for role, weight in self._weights.items() if weight}}
+
+    def encoders(self) -> Mapping[str, str]:
+        """The student's and the teacher's; those of one name are one.
+
+        Raises:
+            ValueError: where two of one name differ.
+        """
+        own, teachers = super().encoders(), self.teacher.encoders()
+        if wrong := [name for name in own if teachers.get(name, own[name]) != own[name]]:
+            raise ValueError(
+                f"student and teacher have different encoders called {', '.join(wrong)}; rename one, or set them alike"
+            )
+        return {**own, **teachers}
+
+    def setup(self, stage: str) -> None:
+        """Also reads the teacher's weights, where losses are taken."""
+        super().setup(stage)
+        if stage == "predict":
+            return
+        data = self._data()
+        self._check_data(data)
+        self.teacher.check_autoencoder(self.autoencoder.identity())
+        make_ready(self.trainer, lambda folder: self.teacher.ready(folder, data.classes))
+
+    def configure_model(self) -> None:
+        """Also puts the teacher where it computes."""
+        super().configure_model()
+        mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
+        self.teacher.place(self.device, mesh)
+
+    def trained(self) -> list[nn.Module]:
+        """Also the features' projections."""
+        return [*super().trained(), *([] if self.feature_loss is None else [self.feature_loss])]
+
+    def loss_terms(self, batch: Batch, path: PathSample, condition: Condition) -> LossTerms:
+        """L_task, L_kd and L_featkd per sample, in fp32."""
+        weights = {role: weight for role, weight in self._weights.items() if weight or not self.training}
+        if not weights:
+            return super().loss_terms(batch, path, condition)
+        features = self.feature_loss if "feature" in weights else None
+        output = self.denoiser(
+            path.x_BCHW, path.t_B, self.conditioner(condition), features.student_features if features else ()
+        )
+        taught = self.teacher(
+            path.x_BCHW,
+            path.t_B,
+            batch.condition,
+            self.conditioner.asks_nothing(condition),
+            features.teacher_features if features else (),
+        )
+        terms = [self.task_term(output, path)]
+        if "kd" in weights:
+            error_B = velocity_error(output.velocity_BCHW, taught.velocity_BCHW)
+            terms.append(LossTerm("kd", "kd", error_B, weights["kd"]))
+        if features is not None:
+            error_B = features(output.features, taught.features)
+            terms.append(LossTerm("feature", "feature", error_B, weights["feature"]))
+        return LossTerms(path.t_B, tuple(terms))
+
+    def _check_data(self, data: ImageData) -> None:
+        if data.condition != self.teacher.takes:
+            raise ValueError(
+                f"data.condition is {data.condition}, but the teacher takes {self.teacher.takes}s; give another "
+                f"teacher, or set --data.condition {self.teacher.takes}"
+            )
+
+
+def _check_teacher(teacher: Teacher, student: Denoiser, features: FeatureLoss | None) -> None:
+    if teacher.in_channels != student.in_channels:
+        raise ValueError(
+            f"the teacher's latents have {teacher.in_channels} channels, the student's {student.in_channels}; "
+            "both must work on the latents of one autoencoder"
+        )
+    if features is None:
+        return
+    student.check_features(features.student_features)
+    teacher.check_features(features.teacher_features)
+    for pair in features.pairs:
+        pair.check_channels(student.feature_channels, teacher.feature_channels)
