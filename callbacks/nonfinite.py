@@ -1,7 +1,6 @@
 """Stops a run at the first loss that is not finite, says whose it was, and keeps the last good checkpoint."""
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
+from callbacks.step_output import step_terms
 from snapgen_pl.distill.loss_terms import LossTerms
 
 
@@ -42,12 +42,7 @@ class NonFinite(L.Callback):
             ValueError: where the training step returns something else than is told above.
         """
         self._read(wait=False)
-        if not (isinstance(outputs, Mapping) and {"terms", "position_B"} <= outputs.keys()):
-            raise ValueError(
-                f"callbacks.NonFinite needs training_step of {type(pl_module).__name__} to return "
-                "{'loss', 'terms', 'position_B'}"
-            )
-        self._pending.append(_ask(trainer.global_step, outputs["terms"], outputs["position_B"]))
+        self._pending.append(_ask(trainer.global_step, *step_terms(outputs, self, pl_module)))
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuses to save what is not finite; runs before anything is written.

@@ -34,24 +34,34 @@ def draw_images(folder: Path) -> Path:
     return folder
 
 
-def pretrain() -> Pretrain:
+def pretrain(kind: type[Pretrain] = Pretrain) -> Pretrain:
     stages = [
         Stage(32, down=[Block()], up=[Block()] * 2),
         Stage(64, down=[Block(layers=1)], up=[Block(layers=1)] * 2, self_attention=True),
     ]
     unet = UNet(stages, middle_layers=1, in_channels=4, context_dim=32, head_dim=32)
     autoencoder = PatchPCA(patch=4, channels=4)
-    return Pretrain(unet, ClassTokens(2, context_dim=32, dropout=0.5), autoencoder, SIDE, warmup_images=40)
+    return kind(unet, ClassTokens(2, context_dim=32, dropout=0.5), autoencoder, SIDE, warmup_images=40)
+
+
+def image_data(images: Path, workers: int = 0) -> ImageData:
+    return ImageData(ImageFolder(str(images)), image_size=SIDE, batch_size=BATCH, flip=True, workers=workers)
 
 
 def train(
-    images: Path, folder: Path, steps: int, resume: bool = False, workers: int = 0, **options: Any
+    images: Path,
+    folder: Path,
+    steps: int,
+    resume: bool = False,
+    workers: int = 0,
+    kind: type[Pretrain] = Pretrain,
+    **options: Any,
 ) -> dict[str, Any]:
     """Trains (further) and returns the last checkpoint."""
     L.seed_everything(123 if resume else 0, verbose=False)
-    data = ImageData(ImageFolder(str(images)), image_size=SIDE, batch_size=BATCH, flip=True, workers=workers)
     trainer = tiny_run.trainer_for(folder, steps, **options)
-    trainer.fit(pretrain(), datamodule=data, ckpt_path=newest(folder) if resume else None)
+    data = image_data(images, workers)
+    trainer.fit(pretrain(kind), datamodule=data, ckpt_path=newest(folder) if resume else None)
     return tiny_run.load(folder / LAST)
 
 

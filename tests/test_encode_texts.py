@@ -99,9 +99,7 @@ def test_states_of_another_encoder_or_for_none_are_refused(photos: Path, encoded
     opened.setup("fit")
     with pytest.raises(ValueError, match="are of another encoder than the run's minilm"):
         opened.check_encoders({"minilm": MiniLM(tokens=TOKENS + 1).identity})
-    with pytest.raises(
-        ValueError, match="states of 'minilm', which no encoder of the model is called"
-    ):
+    with pytest.raises(ValueError, match="states of 'minilm', which no encoder of the model is called"):
         opened.check_encoders({"clip": "x"})
 
 

@@ -21,7 +21,7 @@ from callbacks.termination import Termination
 from snapgen_pl import rng
 from snapgen_pl.checkpoints import LAST, newest
 from snapgen_pl.data.source import ImageBatch
-from snapgen_pl.distill.loss_terms import LossTerm, LossTerms, SumOfMeans
+from snapgen_pl.distill.loss_terms import LossTerm, LossTerms, WeightedSum
 
 EPOCH = 20
 PIXELS = 3 * 4 * 4
@@ -66,7 +66,7 @@ class Tiny(L.LightningModule):
         super().__init__()
         self.denoiser = nn.Sequential(nn.Linear(PIXELS, 32), nn.SiLU(), nn.Dropout(dropout), nn.Linear(32, PIXELS))
         self.conditioner = nn.Embedding(3, PIXELS)
-        self.combine = SumOfMeans()
+        self.combine = WeightedSum()
         self.images_seen, self.seed, self.nan_at = 0, seed, nan_at
         self.macs_per_image = PIXELS * 32 * 2
 

@@ -1,7 +1,7 @@
 """The contract of conditioners: what an image is asked for with -> what a denoiser is told."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -59,6 +59,14 @@ class Conditioner(nn.Module, ABC):
     @abstractmethod
     def drop(self, condition: Condition, seed: int, position_B: Tensor) -> Condition:
         """Takes what is asked for, or parts of it, away from some samples, by (seed, position) alone."""
+
+    def keep(self, condition: Condition, encoders: Sequence[str]) -> Condition:
+        """The condition through some of the text encoders alone.
+
+        Raises:
+            ValueError: where there are none to choose from.
+        """
+        raise ValueError(f"{type(self).__name__} has no text encoders to choose from; leave --encoders out")
 
     @abstractmethod
     def nothing(self, like: Condition) -> Condition:

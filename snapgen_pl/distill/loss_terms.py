@@ -1,7 +1,8 @@
 """Per-sample loss terms, and the protocol of what makes one number of them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -15,11 +16,13 @@ class LossTerm(NamedTuple):
         name: its name in logs.
         role: what a combiner may do with it.
         value_B: fp32, one value a sample, already averaged over C, H and W.
+        weight: of the term in the loss; logs stay unweighted.
     """
 
     name: str
     role: Role
     value_B: Tensor
+    weight: float = 1.0
 
 
 class LossTerms(NamedTuple):
@@ -54,12 +57,29 @@ class LossCombiner(Protocol):
         ...
 
 
+@runtime_checkable
+class CombinesLosses(Protocol):
+    """A module that leaves it to ``combine`` to make one loss of its terms.
+
+    Attributes:
+        combine: is given the terms of each training batch.
+        loss_roles: by name, the role of every term that it makes.
+    """
+
+    combine: LossCombiner
+    loss_roles: Mapping[str, Role]
+
+
 @dataclass(frozen=True)
-class SumOfMeans:
-    """The default combiner: the sum over terms of their means over the batch."""
+class WeightedSum:
+    """The default combiner: the sum over terms of weight times mean over the batch."""
 
     def __call__(self, terms: LossTerms) -> CombinedLoss:
-        """Sums the means; logs each mean when there are several terms."""
-        means = {term.name: term.value_B.mean() for term in terms.terms}
-        loss = sum(means.values(), start=terms.t_B.new_zeros(()))
-        return CombinedLoss(loss, {name: mean.detach() for name, mean in means.items()} if len(means) > 1 else {})
+        """Sums; logs each mean when there are several terms."""
+        loss = sum((term.weight * term.value_B.mean() for term in terms.terms), start=terms.t_B.new_zeros(()))
+        return CombinedLoss(loss, raw_means(terms) if len(terms.terms) > 1 else {})
+
+
+def raw_means(terms: LossTerms) -> dict[str, Tensor]:
+    """Each term's mean over the batch by name, unweighted and detached, for logs."""
+    return {term.name: term.value_B.detach().float().mean() for term in terms.terms}

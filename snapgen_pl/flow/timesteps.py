@@ -25,6 +25,11 @@ def shift_time(t: Time, shift: float) -> Time:
     return shift * t / (shift * t + (1 - t))
 
 
+def time_bin(t: Tensor, bins: int) -> Tensor:
+    """Which of ``bins`` equal parts of [0, 1] each time lies in, int64; t = 1 lies in the last."""
+    return (t * bins).long().clamp(0, bins - 1)
+
+
 def check_positive(name: str, value: float) -> None:
     """Raises ValueError unless the value is finite and above 0."""
     if not (math.isfinite(value) and value > 0):

@@ -1,8 +1,8 @@
 """Stage one: rectified-flow pretraining under class labels or texts. Wiring only; the maths is in flow/ and models/."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import lightning as L
 import torch
@@ -20,7 +20,8 @@ from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.requests import Request
 from snapgen_pl.data.source import Batch, ImageBatch, LatentBatch
 from snapgen_pl.digest import tensors_digest
-from snapgen_pl.distill.loss_terms import LossCombiner, LossTerm, LossTerms, SumOfMeans
+from snapgen_pl.distill.loss_terms import LossCombiner, LossTerm, LossTerms, Role, WeightedSum
+from snapgen_pl.distill.velocity_error import velocity_error
 from snapgen_pl.flow.guidance import Guidance, guided_velocity
 from snapgen_pl.flow.noise import initial_noise, step_noise
 from snapgen_pl.flow.path import PathSample, sample_path
@@ -31,7 +32,7 @@ from snapgen_pl.images import from_uint8, to_uint8
 from snapgen_pl.metrics.binned_mean import BinnedMean
 from snapgen_pl.metrics.sample_metric import Facts
 from snapgen_pl.models.count import count
-from snapgen_pl.models.denoiser import Denoiser
+from snapgen_pl.models.denoiser import Denoiser, DenoiserOutput
 from snapgen_pl.models.preconditioned import Preconditioned
 from snapgen_pl.modules.frozen import Frozen, make_ready
 from snapgen_pl.rng import Stream
@@ -72,12 +73,14 @@ class Pretrain(L.LightningModule):
 
     Attributes:
         origin: of the weights, for records.
+        loss_roles: by name, the role of every term of the loss.
 
     Raises:
         ValueError: where the parts do not fit together.
     """
 
     origin = "as trained, no EMA"
+    loss_roles: Mapping[str, Role] = {"task": "task"}
 
     def __init__(
         self,
@@ -108,10 +111,10 @@ class Pretrain(L.LightningModule):
             raise ValueError(f"decay_images is {decay_images}; it must come after warmup_images, {warmup_images}")
         self.make_optimizer, self.warmup_images, self.decay_images = optimizer, warmup_images, decay_images
         self.seed = seed
-        self.combine: LossCombiner = SumOfMeans()
+        self.combine: LossCombiner = WeightedSum()
         self.images_seen = 0
         self.macs_per_image = count(denoiser, self.latent_shape[-1], conditioner.tokens).macs
-        self.validation_loss = BinnedMean(VALIDATION_BINS)
+        self._validation_losses: dict[str, BinnedMean] = {}
         self.compile_denoiser = compile
 
     @property
@@ -126,6 +129,24 @@ class Pretrain(L.LightningModule):
     def weights_digest(self) -> str:
         """SHA-256 over the weights as they are, gathered where they are sharded: every process must ask."""
         return tensors_digest({name: whole(tensor) for name, tensor in self.state_dict().items()})
+
+    @property
+    def takes(self) -> Literal["label", "caption"]:
+        """What it is asked with."""
+        return self.conditioner.takes
+
+    @property
+    def validated(self) -> Collection[str]:
+        """The names of all terms that validation tells."""
+        return self.loss_roles.keys()
+
+    def trained(self) -> list[nn.Module]:
+        """What the optimizer trains."""
+        return [self.denoiser, self.conditioner]
+
+    def keep(self, condition: Condition, encoders: Sequence[str]) -> Condition:
+        """The condition through some of the conditioner's text encoders alone."""
+        return self.conditioner.keep(condition, encoders)
 
     def encoders(self) -> Mapping[str, str]:
         """The identities of the text encoders whose states it takes, by name."""
@@ -151,6 +172,7 @@ class Pretrain(L.LightningModule):
             )
         make_ready(self.trainer, lambda folder: self.ready(folder, data))
         self.autoencoder.to(self.device)
+        self._validation_losses = {name: BinnedMean(VALIDATION_BINS).to(self.device) for name in self.validated}
         # Tables of conditioners are the same on all processes; DDP would send them round before every step.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
@@ -182,7 +204,7 @@ class Pretrain(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer and its schedule, counted in images."""
-        optimizer = self.make_optimizer([*self.denoiser.parameters(), *self.conditioner.parameters()])
+        optimizer = self.make_optimizer([weight for part in self.trained() for weight in part.parameters()])
         schedule = LambdaLR(optimizer, lambda _: rate(self.images_seen, self.warmup_images, self.decay_images))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -196,7 +218,7 @@ class Pretrain(L.LightningModule):
         position_B = batch.position_B
         t_B = self.timesteps.sample(rng.uniform(self.seed, Stream.TIMESTEP, position_B))
         condition = self.conditioner.drop(batch.condition, self.seed, position_B)
-        terms = self.loss_terms(self._path(batch, t_B, self.seed), condition)
+        terms = self.loss_terms(batch, self._path(batch, t_B, self.seed), condition)
         combined = self.combine(terms)
         self.log("train/loss", combined.loss, prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in combined.logs.items()})
@@ -204,28 +226,31 @@ class Pretrain(L.LightningModule):
         detached = tuple(term._replace(value_B=term.value_B.detach()) for term in terms.terms)
         return {"loss": combined.loss, "terms": LossTerms(t_B, detached), "position_B": position_B}
 
-    def loss_terms(self, path: PathSample, condition: Condition) -> LossTerms:
-        """L_task = mean over C, H, W of (v_theta(x_t, t) - (noise - data))^2, per sample, in fp32."""
-        output = self.denoiser(path.x_BCHW, path.t_B, self.conditioner(condition))
-        error = output.velocity_BCHW.float() - path.velocity_BCHW
-        return LossTerms(path.t_B, (LossTerm("task", "task", error.square().mean(dim=(1, 2, 3))),))
+    def loss_terms(self, batch: Batch, path: PathSample, condition: Condition) -> LossTerms:
+        """The terms of the loss, per sample, in fp32: L_task alone.
+
+        Args:
+            batch: as it came.
+            path: of its latents.
+            condition: what is left of the batch's.
+        """
+        output: DenoiserOutput = self.denoiser(path.x_BCHW, path.t_B, self.conditioner(condition))
+        return LossTerms(path.t_B, (task_term(output, path),))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """The raw loss on pinned noise, and on pinned times that fill [0, 1] evenly."""
+        """The raw terms on pinned noise, and on pinned times that fill [0, 1] evenly."""
         t_B = (batch.position_B * GOLDEN_RATIO % 1).float()
         path = self._path(batch, t_B, VALIDATION_SEED)
-        for term in self.loss_terms(path, batch.condition).terms:
-            self.validation_loss.update(t_B, term.value_B)
+        for term in self.loss_terms(batch, path, batch.condition).terms:
+            self._validation_losses[term.name].update(t_B, term.value_B)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the loss over all times and per bin of time."""
-        per_bin = self.validation_loss.compute()
-        self.log("val/loss", self.validation_loss.mean(), prog_bar=True, rank_zero_only=True)
-        self.log_dict(
-            {f"val_loss_by_t/{i / len(per_bin):.1f}": loss for i, loss in enumerate(per_bin) if loss.isfinite()},
-            rank_zero_only=True,
-        )
-        self.validation_loss.reset()
+        """Logs each term over all times and per bin of time; the task's as ``val/loss``."""
+        for name, losses in self._validation_losses.items():
+            label = "loss" if name == "task" else name
+            self.log(f"val/{label}", losses.mean(), prog_bar=name == "task", rank_zero_only=True)
+            self.log_dict(losses.tagged(f"val_{label}_by_t"), rank_zero_only=True)
+            losses.reset()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """What validation measures; callbacks add what takes samples."""
@@ -301,6 +326,11 @@ class Pretrain(L.LightningModule):
         if not isinstance(data, ImageData):
             raise ValueError(f"Pretrain needs an ImageData as its data, not {type(data).__name__}")
         return data
+
+
+def task_term(output: DenoiserOutput, path: PathSample) -> LossTerm:
+    """L_task = mean over C, H, W of (v_theta(x_t, t) - (noise - data))^2."""
+    return LossTerm("task", "task", velocity_error(output.velocity_BCHW, path.velocity_BCHW))
 
 
 def rate(images_seen: int, warmup_images: int, decay_images: int | None) -> float:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from snapgen_pl.flow.timesteps import LogitNormal, TimestepDensity, Uniform, shift_time
+from snapgen_pl.flow.timesteps import LogitNormal, TimestepDensity, Uniform, shift_time, time_bin
 from snapgen_pl.rng import Stream, uniform
 
 shifts = st.floats(0.1, 10)
@@ -37,6 +37,10 @@ def test_shifts_compose_by_product_and_the_reciprocal_undoes_one(t: float, a: fl
 def test_a_shift_matches_the_published_formula_and_keeps_the_ends() -> None:
     assert shift_time(0.5, 3.0) == 3 * 0.5 / (1 + 2 * 0.5) == 0.75
     assert (shift_time(0.0, 3.0), shift_time(1.0, 3.0), shift_time(0.3, 1.0)) == (0.0, 1.0, 0.3)
+
+
+def test_bins_are_equal_parts_whose_last_has_both_its_ends() -> None:
+    assert time_bin(torch.tensor([0.0, 0.249, 0.25, 0.75, 1.0]), 4).tolist() == [0, 0, 1, 3, 3]
 
 
 @pytest.mark.parametrize("density", DENSITIES, ids=repr)

@@ -14,7 +14,8 @@ from snapgen_pl.data.requests import Request
 from snapgen_pl.data.source import ImageBatch, LatentBatch
 from snapgen_pl.images import to_uint8
 from snapgen_pl.modules.pretrain import Pretrain, rate
-from tests import sample_run
+from tests import pretrain_run, sample_run
+from tests.distilled_run import Distilled
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pretrain.json"
 
@@ -121,6 +122,23 @@ def test_validation_losses_do_not_depend_on_the_runs_seed(images: Path, tmp_path
     assert losses[0] == losses[1]
     assert losses[0]["val/loss"] > 0
     assert any(name.startswith("val_loss_by_t/") for name in losses[0])
+
+
+def test_every_term_is_validated_and_the_tasks_as_if_it_were_alone(tmp_path: Path) -> None:
+    images = pretrain_run.draw_images(tmp_path / "images")
+    logged = []
+    for kind in (Pretrain, Distilled):
+        L.seed_everything(0, verbose=False)
+        module = pretrain_run.pretrain(kind)
+        trainer = sample_run.trainer(tmp_path, [], logger=False)
+        logged += trainer.validate(module, pretrain_run.image_data(images), verbose=False)
+    alone, both = logged
+    added = {name: both.pop(name) for name in both.keys() - alone.keys()}
+    assert both == alone
+    assert len(added) == len(alone)
+    assert added.keys() == {name.replace("loss", "kd") for name in alone}
+    # The untrained student says 0, the teacher what it says for the student's x_t.
+    assert 0 < added["val/kd"] != alone["val/loss"]
 
 
 def test_the_learning_rate_rises_and_falls_linearly_in_images() -> None:
