@@ -4,7 +4,13 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -33,24 +39,37 @@ class FSDP2(ModelParallelStrategy):
 
 
 def shard(denoiser: Denoiser, conditioner: Conditioner, mesh: DeviceMesh) -> None:
-    """Shards what is trained, unit by unit; done once however often it is called.
+    """Shards what is trained; done once however often it is called.
+
+    Args:
+        denoiser: unit by unit.
+        conditioner: as a whole.
+        mesh: of the processes to shard over.
+    """
+    shard_denoiser(denoiser, mesh)
+    if next(conditioner.parameters(), None) is not None and not isinstance(conditioner, FSDPModule):
+        fully_shard(conditioner, mesh=mesh)
+
+
+def shard_denoiser(denoiser: Denoiser, mesh: DeviceMesh, offloaded: bool = False) -> None:
+    """Shards a network, unit by unit; done once however often it is called.
 
     Kernels lose their channels_last layout, which ``fully_shard`` does not take; activations keep theirs.
 
     Args:
         denoiser: also where :meth:`~snapgen_pl.models.denoiser.Denoiser.prepare` is called on its own, as samplers do.
-        conditioner: as a whole.
         mesh: of the processes to shard over.
+        offloaded: whether shards wait in the host's memory for their unit's turn.
     """
     if isinstance(denoiser, FSDPModule):
         return
+    # Pinned memory is moved while something else is computed; there is none without a GPU.
+    policy = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offloaded else OffloadPolicy()
     denoiser.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing from torch's stubs
     for unit in denoiser.units():
-        fully_shard(unit, mesh=mesh)
-    fully_shard(denoiser, mesh=mesh)
+        fully_shard(unit, mesh=mesh, offload_policy=policy)
+    fully_shard(denoiser, mesh=mesh, offload_policy=policy)
     register_fsdp_forward_method(denoiser, "prepare")
-    if next(conditioner.parameters(), None) is not None:
-        fully_shard(conditioner, mesh=mesh)
 
 
 def match_layouts(optimizer: Optimizer) -> None:

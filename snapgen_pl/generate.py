@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from snapgen_pl import checkpoints
-from snapgen_pl.config_files import Value, load_config
+from snapgen_pl.config_files import Value
 from snapgen_pl.data.requests import Request
 from snapgen_pl.data.source import NamesClasses
-from snapgen_pl.errors import ShortErrors, did_you_mean
+from snapgen_pl.errors import did_you_mean
 from snapgen_pl.png import to_pil, write_png
-from snapgen_pl.runs import Run
+from snapgen_pl.trained_run import arguments, built, open_run
 from snapgen_pl.whole_files import write_json
 
 
@@ -77,19 +77,17 @@ def generate(
         raise ValueError(f"--out {out} is not an empty folder; choose another")
     if count < 1 or batch_size < 1:
         raise ValueError(f"--count {count} and --batch_size {batch_size} must be at least 1")
-    source = Run(Path(run))
-    if not source.config.is_file():
-        raise ValueError(f"--run {run}: no run there ({source.config} does not exist); give its folder, runs/NAME")
-    checkpoint = checkpoints.newest(source.folder)
-    config = _overridden(load_config(source.config), {"seed": seed, "sampler.steps": steps, "guidance.scale": guidance})
+    source = open_run(run)
+    config = _overridden(source.config, {"seed": seed, "sampler.steps": steps, "guidance.scale": guidance})
     model, data = _built(config)
     # Asked before the seconds that the weights take.
     drawings = _plan(tuple(data.classes), classes, count)
     model.ready(source.folder, data)
-    _load(model, checkpoint)
+    _load(model, source.weights())
     images = _draw(model, drawings, batch_size)
+    checkpoint = source.checkpoint
     facts: dict[str, Value] = {"checkpoint": str(checkpoint), "step": checkpoints.step_of(checkpoint)}
-    settings = _arguments(config["model"])
+    settings = arguments(config["model"])
     _write(folder, drawings, images, facts | {key: settings.get(key) for key in ("seed", "sampler", "guidance")})
     return f"{len(drawings)} images from {checkpoint} in {folder}"
 
@@ -98,22 +96,14 @@ def _overridden(config: dict[str, Value], changes: dict[str, int | float | None]
     """The config with arguments of the model replaced, before it is parsed again."""
     for key, value in changes.items():
         *path, last = key.split(".")
-        level = _arguments(config["model"])
+        level = arguments(config["model"])
         for name in path:
-            level = _arguments(level.get(name))
+            level = arguments(level.get(name))
         if value is not None and last not in level:
             raise ValueError(f"the run's model has no argument {key}, so it cannot be set to {value}")
         if value is not None:
             level[last] = value
     return config
-
-
-def _arguments(node: Value) -> dict[str, Value]:
-    """The arguments of a class in a config, whether it stands there with its class_path or alone."""
-    if not isinstance(node, dict):
-        return {}
-    arguments = node.get("init_args") if "class_path" in node else node
-    return arguments if isinstance(arguments, dict) else {}
 
 
 def _built(config: dict[str, Value]) -> tuple[Any, Any]:
@@ -123,23 +113,17 @@ def _built(config: dict[str, Value]) -> tuple[Any, Any]:
     from snapgen_pl.terminal import quiet
 
     quiet()
-    parser = ShortErrors()
-    parser.add_subclass_arguments(LightningModule, "model", required=True)
-    parser.add_subclass_arguments(LightningDataModule, "data", required=True)
-    built = parser.instantiate(parser.parse_object({key: config[key] for key in ("model", "data")}))
+    parts = built(config, model=LightningModule, data=LightningDataModule)
     # What a datamodule knows of classes, it knows from here on.
-    built.data.setup("predict")
-    if not (isinstance(built.model, Draws) and isinstance(built.data, NamesClasses)):
-        raise ValueError(f"{type(built.model).__name__} with {type(built.data).__name__} draws no images of classes")
-    return built.model, built.data
+    parts.data.setup("predict")
+    if not (isinstance(parts.model, Draws) and isinstance(parts.data, NamesClasses)):
+        raise ValueError(f"{type(parts.model).__name__} with {type(parts.data).__name__} draws no images of classes")
+    return parts.model, parts.data
 
 
-def _load(model: nn.Module, checkpoint: Path) -> None:
+def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Puts the averaged weights in, where the drawing is done."""
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    if "ema" not in saved:
-        raise ValueError(f"{checkpoint} holds no averaged weights; generate draws from those")
-    model.load_state_dict({**saved["state_dict"], **saved["ema"]["weights"]}, strict=True)
+    model.load_state_dict(weights, strict=True)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 

@@ -1,13 +1,17 @@
 """Classifier-free guidance (Ho and Salimans, 2022): from a denoiser and two conditionings to one velocity."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from snapgen_pl.flow.samplers import VelocityFn
 from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
+
+Join: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,19 @@ class Guidance:
             return guided_BCHW
         return torch.cat((guided_BCHW[:, : self.channels], conditional_BCHW[:, self.channels :]), dim=1)
 
+    def combine_at(self, t_B: Tensor, conditional_BCHW: Tensor, unconditional_BCHW: Tensor) -> Tensor:
+        """What :meth:`combine` says of samples whose time lies in the interval, v_cond of the others."""
+        low, high = self.interval
+        acts_B = (t_B >= low) & (t_B <= high)
+        return torch.where(
+            acts_B[:, None, None, None], self.combine(conditional_BCHW, unconditional_BCHW), conditional_BCHW
+        )
+
+    def check_channels(self, available: int) -> None:
+        """Raises ValueError where more channels are to be guided than there are."""
+        if self.channels is not None and self.channels > available:
+            raise ValueError(f"guided channels are {self.channels}, but the denoiser has {available}; use None for all")
+
 
 def guided_velocity(
     denoiser: Denoiser, conditioning: Conditioning, unconditional: Conditioning, guidance: Guidance
@@ -66,10 +83,7 @@ def guided_velocity(
     Raises:
         ValueError: more channels are to be guided than the denoiser has, or the conditionings do not fit together.
     """
-    if guidance.channels is not None and guidance.channels > denoiser.in_channels:
-        raise ValueError(
-            f"guided channels are {guidance.channels}, but the denoiser has {denoiser.in_channels}; use None for all"
-        )
+    guidance.check_channels(denoiser.in_channels)
     conditional = denoiser.prepare(conditioning)
     both = None if guidance.scale == 1 else concatenate(conditional, denoiser.prepare(unconditional))
 
@@ -88,6 +102,31 @@ def concatenate(first: PreparedConditioning, second: PreparedConditioning) -> Pr
     Raises:
         ValueError: they differ in the shape of anything but a mask that one of them lacks.
     """
+    return _joined(first, second, lambda one, other: torch.cat((one, other)))
+
+
+def replace_rows(
+    prepared: PreparedConditioning, replacement: PreparedConditioning, replaced_B: Tensor
+) -> PreparedConditioning:
+    """A prepared conditioning with some samples' rows taken from another of the same denoiser.
+
+    Args:
+        prepared: of the B samples.
+        replacement: likewise.
+        replaced_B: bool, True where the replacement's row is taken.
+
+    Raises:
+        ValueError: they differ in the shape of anything but a mask that one of them lacks.
+    """
+
+    def chosen(one: Tensor, other: Tensor) -> Tensor:
+        return torch.where(replaced_B.view(-1, *[1] * (one.ndim - 1)), other, one)
+
+    return _joined(prepared, replacement, chosen)
+
+
+def _joined(first: PreparedConditioning, second: PreparedConditioning, join: Join) -> PreparedConditioning:
+    """Two prepared conditionings tensor by tensor."""
     first_mask_BS, second_mask_BS = first.mask_BS, second.mask_BS
     # No mask means that every token may be attended to: beside a mask, it has to say so.
     if first_mask_BS is None and second_mask_BS is not None:
@@ -95,29 +134,29 @@ def concatenate(first: PreparedConditioning, second: PreparedConditioning) -> Pr
     elif first_mask_BS is not None and second_mask_BS is None:
         second_mask_BS = torch.ones_like(first_mask_BS)
     return PreparedConditioning(
-        keys=tuple(_cat(a, b) for a, b in zip(first.keys, second.keys, strict=True)),
-        values=tuple(_cat(a, b) for a, b in zip(first.values, second.values, strict=True)),
-        mask_BS=_cat_optional(first_mask_BS, second_mask_BS),
-        embedding_BE=_cat_optional(first.embedding_BE, second.embedding_BE),
-        tokens_BSE=_cat_optional(first.tokens_BSE, second.tokens_BSE),
+        keys=tuple(_join(a, b, join) for a, b in zip(first.keys, second.keys, strict=True)),
+        values=tuple(_join(a, b, join) for a, b in zip(first.values, second.values, strict=True)),
+        mask_BS=_join_optional(first_mask_BS, second_mask_BS, join),
+        embedding_BE=_join_optional(first.embedding_BE, second.embedding_BE, join),
+        tokens_BSE=_join_optional(first.tokens_BSE, second.tokens_BSE, join),
     )
 
 
-def _cat(first: Tensor, second: Tensor) -> Tensor:
+def _join(first: Tensor, second: Tensor, join: Join) -> Tensor:
     if first.shape != second.shape:
         raise ValueError(
             f"cannot batch conditionings of shapes {tuple(first.shape)} and {tuple(second.shape)}; "
             "give both the same number of rows, and pad and mask both to the same number of tokens"
         )
-    return torch.cat((first, second))
+    return join(first, second)
 
 
-def _cat_optional(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+def _join_optional(first: Tensor | None, second: Tensor | None, join: Join) -> Tensor | None:
     if first is None and second is None:
         return None
     if first is None or second is None:
         raise ValueError("one conditioning has a pooled vector and the other has none; give it to both or to neither")
-    return _cat(first, second)
+    return _join(first, second, join)
 
 
 def _forward(denoiser: Denoiser, x_BCHW: Tensor, t: float, conditioning: PreparedConditioning) -> Tensor:

@@ -48,18 +48,17 @@ class Cost(NamedTuple):
         return self.macs / 1e9
 
 
-def count(denoiser: Denoiser, size: int, tokens: int, pooled_dim: int | None = None) -> Cost:
+def count(denoiser: Denoiser, size: int, tokens: int) -> Cost:
     """Counts a denoiser at batch 1, the part that depends on the conditioning alone included.
 
     Args:
         denoiser: the network, on any device; it is left as it is.
         size: height and width of the latent.
         tokens: number of context tokens.
-        pooled_dim: width of the pooled vector, for networks that take one.
     """
     conditioning = Conditioning(
         tokens_BSD=torch.empty(1, tokens, denoiser.context_dim, device="meta"),
-        pooled_BP=None if pooled_dim is None else torch.empty(1, pooled_dim, device="meta"),
+        pooled_BP=None if denoiser.pooled_dim is None else torch.empty(1, denoiser.pooled_dim, device="meta"),
     )
     latent_BCHW = torch.empty(1, denoiser.in_channels, size, size, device="meta")
     return _count(denoiser, (latent_BCHW, torch.empty(1, device="meta"), conditioning), "denoiser")

@@ -5,7 +5,7 @@ H height, W width, S context tokens, D context width, P pooled width, E embeddin
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -61,12 +61,21 @@ class Denoiser(nn.Module, ABC):
     Attributes:
         in_channels: channels of the latent it reads and writes.
         context_dim: width D of the context tokens.
-        feature_names: the names that ``features`` may hold.
+        pooled_dim: width P of the pooled vector; None where it takes none.
+        feature_channels: channels of each feature that may be asked for, by name, in the order of execution.
+        feature_strides: by the same names, latent positions that a feature's position covers along one side.
     """
 
     in_channels: int
     context_dim: int
-    feature_names: tuple[str, ...]
+    pooled_dim: int | None = None
+    feature_channels: Mapping[str, int]
+    feature_strides: Mapping[str, int]
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The names that ``features`` may hold."""
+        return tuple(self.feature_channels)
 
     def units(self) -> Iterator[nn.Module]:
         """The repeated parts, outermost only: the elements of its module lists. They are sharded one by one."""

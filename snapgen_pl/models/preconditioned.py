@@ -8,6 +8,11 @@ from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, P
 from snapgen_pl.models.wrapped import Wrapped
 
 
+def preconditioned(denoiser: Denoiser, sigma_data: float | None) -> Denoiser:
+    """The denoiser behind :class:`Preconditioned`; as it is where ``sigma_data`` is None."""
+    return denoiser if sigma_data is None else Preconditioned(denoiser, sigma_data)
+
+
 class Preconditioned(Wrapped):
     """Any denoiser behind EDM's preconditioning on the straight path (``flow.path.velocity_from_residual``).
 

@@ -129,10 +129,12 @@ class UNet(Denoiser):
         super().__init__()
         stages = list(REFERENCE) if stages is None else stages
         _check(stages, head_dim, kv_heads)
-        self.in_channels, self.context_dim = in_channels, context_dim
+        self.in_channels, self.context_dim, self.pooled_dim = in_channels, context_dim, pooled_dim
         self.activation_checkpointing = activation_checkpointing
-        names = [f"down.{i}" for i in range(len(stages))], [f"up.{i}" for i in reversed(range(len(stages)))]
-        self.feature_names = (*names[0], "middle", *names[1])
+        tapped = {f"down.{i}": i for i in range(len(stages))} | {"middle": len(stages) - 1}
+        tapped |= {f"up.{i}": i for i in reversed(range(len(stages)))}
+        self.feature_channels = {name: stages[i].channels for name, i in tapped.items()}
+        self.feature_strides = {name: 2**i for name, i in tapped.items()}
 
         first, last = stages[0], stages[-1]
         embedding_dim = 4 * first.channels

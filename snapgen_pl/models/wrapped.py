@@ -17,8 +17,12 @@ class Wrapped(Denoiser):
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.in_channels, self.context_dim = denoiser.in_channels, denoiser.context_dim
-        self.feature_names = denoiser.feature_names
+        self.in_channels, self.context_dim, self.pooled_dim = (
+            denoiser.in_channels,
+            denoiser.context_dim,
+            denoiser.pooled_dim,
+        )
+        self.feature_channels, self.feature_strides = denoiser.feature_channels, denoiser.feature_strides
 
     def units(self) -> Iterator[nn.Module]:
         """The network's."""

@@ -33,7 +33,7 @@ from snapgen_pl.metrics.binned_mean import BinnedMean
 from snapgen_pl.metrics.sample_metric import Facts
 from snapgen_pl.models.count import count
 from snapgen_pl.models.denoiser import Denoiser, DenoiserOutput
-from snapgen_pl.models.preconditioned import Preconditioned
+from snapgen_pl.models.preconditioned import preconditioned
 from snapgen_pl.modules.frozen import Frozen, make_ready
 from snapgen_pl.rng import Stream
 
@@ -102,7 +102,7 @@ class Pretrain(L.LightningModule):
     ) -> None:
         super().__init__()
         _check_fit(denoiser, conditioner, autoencoder, image_size)
-        self.denoiser = denoiser if sigma_data is None else Preconditioned(denoiser, sigma_data)
+        self.denoiser = preconditioned(denoiser, sigma_data)
         self.conditioner = conditioner
         self._autoencoder = Frozen(autoencoder)
         self.image_size, self.timesteps = image_size, timesteps

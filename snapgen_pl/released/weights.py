@@ -33,7 +33,13 @@ def read_weights(path: str, inside: str) -> dict[str, Tensor]:
     return {name: tensor.to(torch.float32, copy=True) for name, tensor in content.items() if tensor.is_floating_point()}
 
 
-def fill(network: nn.Module, tensors: Mapping[str, Tensor], names: Mapping[str, str], file: str) -> None:
+def fill(
+    network: nn.Module,
+    tensors: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    file: str,
+    remedy: str = "set the sizes to those of the released network",
+) -> None:
     """Gives a network its weights; those of the file are to be all of the network's, and nothing else.
 
     Args:
@@ -41,6 +47,7 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], names: Mapping[str, 
         tensors: of the file.
         names: the file's name of each of the network's weights.
         file: for messages.
+        remedy: likewise.
 
     Raises:
         ValueError: naming what is missing, foreign or misshapen.
@@ -60,7 +67,7 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], names: Mapping[str, 
     }
     if any(wrong.values()):
         said = "; ".join(f"{kind}: {_listed(found)}" for kind, found in wrong.items() if found)
-        raise ValueError(f"{file} is not this network's: {said}. Set the sizes to those of the released network")
+        raise ValueError(f"{file} is not this network's: {said}; {remedy}")
     network.load_state_dict({ours: tensors[theirs] for ours, theirs in names.items()}, assign=True)
     network.eval().requires_grad_(False)
 

@@ -1,11 +1,12 @@
 import math
+from typing import ClassVar
 
 import pytest
 import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
-from snapgen_pl.flow.guidance import Guidance, concatenate, guided_velocity
+from snapgen_pl.flow.guidance import Guidance, concatenate, guided_velocity, replace_rows
 from snapgen_pl.flow.samplers import SDE, Euler, Heun, Sampler
 from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
 
@@ -17,7 +18,7 @@ class TinyDenoiser(Denoiser):
 
     in_channels = CHANNELS
     context_dim = WIDTH
-    feature_names = ()
+    feature_channels: ClassVar[dict[str, int]] = {}
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,6 +132,35 @@ def test_sampling_never_waits_for_the_device() -> None:
     velocity = guided_velocity(denoiser, conditioning, unconditional, Guidance(2.0, (0.2, 0.9), channels=3))
     for sampler in (Euler(5), Heun(5), SDE(5)):
         assert sampler(velocity, X.to("meta"), lambda step: X.to("meta")).is_meta
+
+
+def test_guidance_of_a_batch_acts_on_the_samples_in_its_interval() -> None:
+    conditional, unconditional = random(5, CHANNELS, 8, 8), random(5, CHANNELS, 8, 8) * 2
+    guidance = Guidance(3.0, interval=(0.2, 0.6), channels=3)
+    t_B = torch.tensor([0.1, 0.2, 0.4, 0.6, 0.7])
+    out = guidance.combine_at(t_B, conditional, unconditional)
+    for t, *row in zip(t_B.tolist(), out, conditional, unconditional, strict=True):
+        said, one, other = (part[None] for part in row)
+        assert torch.equal(said, guidance.combine(one, other) if 0.15 < t < 0.65 else one)
+
+
+def test_rows_are_replaced_in_all_that_was_prepared() -> None:
+    denoiser, replaced = tiny(), torch.tensor([True, False, True])
+    mask = torch.tensor([[True, True, False, True, False]] * 3)
+    first = denoiser.prepare(CONDITIONING._replace(mask_BS=mask, pooled_BP=random(3, WIDTH)))
+    second = denoiser.prepare(UNCONDITIONAL._replace(pooled_BP=-random(3, WIDTH)))
+    out = replace_rows(first, second, replaced)
+    for whole, one, other in ((out.keys[0], first.keys[0], second.keys[0]),
+                              (out.values[0], first.values[0], second.values[0]),
+                              (out.embedding_BE, first.embedding_BE, second.embedding_BE),
+                              (out.mask_BS, first.mask_BS, torch.ones_like(mask))):  # fmt: skip
+        assert whole is not None
+        assert one is not None
+        assert other is not None
+        assert torch.equal(whole[1], one[1])
+        assert torch.equal(whole[::2], other[::2])
+    with pytest.raises(ValueError, match="the same number of tokens"):
+        replace_rows(first, denoiser.prepare(Conditioning(random(3, 4, WIDTH), None, random(3, WIDTH))), replaced)
 
 
 def test_half_precision_velocities_are_combined_in_the_type_of_the_state() -> None:

@@ -118,7 +118,7 @@ def test_the_thin_sdxl_baseline_equals_diffusers_unet_exactly() -> None:
             projection_class_embeddings_input_dim=2816,
         )
         ours = thin_sdxl(context_dim=2048, pooled_dim=2816)
-    cost = count(ours, size=32, tokens=TOKENS, pooled_dim=2816)
+    cost = count(ours, size=32, tokens=TOKENS)
     assert cost.params == sum(parameter.numel() for parameter in theirs.parameters())
     assert cost.macs == _macs_of_diffusers(theirs)
 

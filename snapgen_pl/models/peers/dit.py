@@ -123,7 +123,8 @@ class DiT(Denoiser):
         if hidden % heads or hidden % 4:
             raise ValueError(f"hidden is {hidden}; it must be a multiple of 4 and of heads, {heads}")
         self.in_channels, self.context_dim = in_channels, context_dim
-        self.feature_names = tuple(f"block.{i}" for i in range(depth))
+        self.feature_channels = {f"block.{i}": hidden for i in range(depth)}
+        self.feature_strides = dict.fromkeys(self.feature_channels, patch)
         self.hidden, self.patch = hidden, patch
         out_channels = 2 * in_channels if learn_sigma else in_channels
 

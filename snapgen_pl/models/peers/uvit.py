@@ -94,7 +94,8 @@ class UViT(Denoiser):
         if latent_size < 1 or latent_size % patch:
             raise ValueError(f"latent_size is {latent_size}; it must be a positive multiple of patch, {patch}")
         self.in_channels, self.context_dim = in_channels, context_dim
-        self.feature_names = tuple(f"block.{i}" for i in range(depth))
+        self.feature_channels = {f"block.{i}": hidden for i in range(depth)}
+        self.feature_strides = dict.fromkeys(self.feature_channels, patch)
         self.latent_size, self.hidden, self.patch = latent_size, hidden, patch
         self.side = latent_size // patch
 

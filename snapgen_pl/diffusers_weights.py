@@ -1,0 +1,43 @@
+"""The weights of a network as diffusers saves them: safetensors in one file, or in several with an index."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+_WHOLE, _INDEX = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"
+# What to ask the hub for.
+WEIGHTS = (_WHOLE, _INDEX, "diffusion_pytorch_model-*-of-*.safetensors")
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors by name, as stored. They are mapped, not read: the processes of a machine share one copy.
+
+    Args:
+        folder: the network's.
+
+    Raises:
+        ValueError: where a file is missing or damaged. Pickled weights are not read.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in _files(folder):
+        if not file.is_file():
+            raise ValueError(f"no {file.name} in {folder}; download it there (pickled .bin weights are not read)")
+        try:
+            tensors |= load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} is damaged ({error}); download it again") from error
+    return tensors
+
+
+def _files(folder: Path) -> Sequence[Path]:
+    index = folder / _INDEX
+    if not index.is_file():
+        return [folder / _WHOLE]
+    try:
+        return [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise ValueError(f"{index} is no index of weights ({error}); download it again") from error

@@ -1,0 +1,1 @@
+"""Networks that students learn from: frozen, in eval, and nobody's parameters."""

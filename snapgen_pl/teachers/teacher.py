@@ -1,0 +1,182 @@
+"""The contract of teachers: a frozen network with the conditioner and the guidance that it is asked with."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from snapgen_pl.conditioning.condition import Condition
+from snapgen_pl.conditioning.conditioner import Conditioner
+from snapgen_pl.flow.guidance import Guidance, concatenate, replace_rows
+from snapgen_pl.metrics.sample_metric import Facts
+from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
+
+
+class Teacher(ABC):
+    """A velocity to learn from, and features of the network that has it.
+
+    It is no module, so whoever holds one has nothing of it in checkpoints, optimizers and averages, and does not bring
+    it into training mode; copies of the holder share it. Constructing one reads configurations alone, :meth:`ready`
+    reads the weights, :meth:`place` puts them where they compute.
+
+    Args:
+        denoiser: frozen here; its weights may come later.
+        conditioner: likewise.
+        guidance: how far v is pushed away from the unconditional velocity, and at which times.
+
+    Attributes:
+        guidance: as given.
+
+    Raises:
+        ValueError: where the parts do not fit together.
+    """
+
+    def __init__(self, denoiser: Denoiser, conditioner: Conditioner, guidance: Guidance) -> None:
+        if denoiser.context_dim != conditioner.context_dim:
+            raise ValueError(
+                f"{type(self).__name__}'s network takes tokens of width {denoiser.context_dim}, its conditioner gives "
+                f"{conditioner.context_dim}; give it the conditioner that the network was trained with"
+            )
+        guidance.check_channels(denoiser.in_channels)
+        self._denoiser = denoiser.eval().requires_grad_(False)
+        self._conditioner = conditioner.eval().requires_grad_(False)
+        self.guidance = guidance
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Teacher":
+        """Copies of the holder share it: 8 B parameters are not to be held twice."""
+        return self
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the latents."""
+        return self._denoiser.in_channels
+
+    @property
+    def feature_channels(self) -> Mapping[str, int]:
+        """Channels of each feature that may be asked for, by name."""
+        return self._denoiser.feature_channels
+
+    @property
+    def feature_strides(self) -> Mapping[str, int]:
+        """By the same names, latent positions that a feature's position covers along one side."""
+        return self._denoiser.feature_strides
+
+    @property
+    def takes(self) -> Literal["label", "caption"]:
+        """Which conditions it is asked with."""
+        return self._conditioner.takes
+
+    def encoders(self) -> Mapping[str, str]:
+        """The identities of the text encoders whose states it takes, by the names that states go by."""
+        return self._conditioner.encoders()
+
+    def check_features(self, features: tuple[str, ...]) -> None:
+        """Raises ValueError for a name that is none of ``feature_channels``."""
+        self._denoiser.check_features(features)
+
+    def check_autoencoder(self, identity: Mapping[str, str | int | float]) -> None:
+        """Checks that the student's latents are the teacher's.
+
+        Args:
+            identity: of the student's autoencoder, once it is ready.
+
+        Raises:
+            ValueError: naming what differs.
+        """
+        wrong = [
+            f"{key} is {value!r} of the teacher's, {identity.get(key)!r} of the student's"
+            for key, value in self.latents().items()
+            if identity.get(key) != value
+        ]
+        if wrong:
+            raise ValueError(
+                f"the student's latents are not those that {type(self).__name__} knows: {'; '.join(wrong)}. "
+                "Set model.autoencoder to the teacher's, or choose another teacher"
+            )
+
+    @abstractmethod
+    def latents(self) -> Mapping[str, str | int | float]:
+        """What the identity of an autoencoder must say for its latents to be those that the network was trained on."""
+
+    @abstractmethod
+    def ready(self, folder: Path, classes: tuple[str, ...]) -> list[str]:
+        """Reads the weights into the host's memory, once a process.
+
+        Args:
+            folder: the student's run's, for what has to be kept with it.
+            classes: the data's class names; labels index them.
+
+        Returns:
+            Lines for the user.
+
+        Raises:
+            ValueError: where weights are missing, damaged or another network's, or where labels mean other classes.
+        """
+
+    def place(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
+        """Puts the weights where they compute, once they are read; done once however often it is called.
+
+        Args:
+            device: of the student.
+            mesh: of the processes that the student is sharded over, where it is.
+        """
+        self._denoiser.to(device)
+        self._conditioner.to(device)
+
+    @abstractmethod
+    def identity(self) -> Facts:
+        """What its answers depend on, for caches and manifests: SHA-256 of configuration and weights, and guidance."""
+
+    @property
+    @abstractmethod
+    def _dtype(self) -> torch.dtype:
+        """What the network is given."""
+
+    def _precision(self, device: torch.device) -> AbstractContextManager[object]:
+        """Weights are of the precision that is wanted: the student's autocast ends here."""
+        return torch.autocast(device.type, enabled=False)
+
+    def __call__(
+        self,
+        x_BCHW: Tensor,
+        t_B: Tensor,
+        condition: Condition,
+        nothing_B: Tensor,
+        features: tuple[str, ...] = (),
+    ) -> DenoiserOutput:
+        """The guided velocity v_u + s (v_c - v_u) in fp32, and features on the way to v_c.
+
+        Where s is not 1, v_c and v_u come of one forward of twice the batch. Where weights are sharded, every process
+        must call, as often as the others.
+
+        Args:
+            x_BCHW: the noisy latents x_t.
+            t_B: times in [0, 1]; 1 is noise.
+            condition: what the samples are asked for with, before anything was dropped.
+            nothing_B: bool, True where the student is asked for nothing: v is v_u there, and so are the features.
+            features: names out of ``feature_channels``.
+        """
+        # Inference mode off: FSDP would keep buffers made in a validation, and a training could not use them.
+        with torch.inference_mode(False), torch.no_grad(), self._precision(x_BCHW.device):
+            unconditional = self._prepared(self._conditioner.unconditional(condition))
+            conditional = replace_rows(self._prepared(self._conditioner(condition)), unconditional, nothing_B)
+            x_BCHW = x_BCHW.to(self._dtype)
+            if self.guidance.scale == 1:
+                output: DenoiserOutput = self._denoiser(x_BCHW, t_B, conditional, features)
+                return output._replace(velocity_BCHW=output.velocity_BCHW.float())
+            both = concatenate(conditional, unconditional)
+            output = self._denoiser(x_BCHW.repeat(2, 1, 1, 1), t_B.repeat(2), both, features)
+            velocities = output.velocity_BCHW.float().chunk(2)
+            return DenoiserOutput(
+                self.guidance.combine_at(t_B, *velocities), tuple(feature.chunk(2)[0] for feature in output.features)
+            )
+
+    def _prepared(self, conditioning: Conditioning) -> PreparedConditioning:
+        tokens_BSD, mask_BS, pooled_BP = conditioning
+        pooled_BP = None if pooled_BP is None else pooled_BP.to(self._dtype)
+        return self._denoiser.prepare(Conditioning(tokens_BSD.to(self._dtype), mask_BS, pooled_BP))

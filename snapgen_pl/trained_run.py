@@ -1,0 +1,107 @@
+"""A run's folder as a source of what was trained there: its configuration, averaged weights and classes."""
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jsonargparse import Namespace
+from torch import Tensor
+
+from snapgen_pl import checkpoints
+from snapgen_pl.config_files import Value, load_config
+from snapgen_pl.errors import ShortErrors
+from snapgen_pl.runs import Run
+
+MANIFEST = "manifest.json"
+
+
+class TrainedRun(NamedTuple):
+    """A run that something was trained in.
+
+    Attributes:
+        folder: the run's.
+        config: its configuration.
+        checkpoint: its newest.
+    """
+
+    folder: Path
+    config: dict[str, Value]
+    checkpoint: Path
+
+    @property
+    def model(self) -> dict[str, Value]:
+        """The arguments of its module."""
+        return arguments(self.config.get("model"))
+
+    def weights(self) -> dict[str, Tensor]:
+        """The module's state with the averaged weights, in the file's map.
+
+        Raises:
+            ValueError: where nothing was averaged.
+        """
+        saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        if "ema" not in saved:
+            raise ValueError(f"{self.checkpoint} holds no averaged weights, which alone are used")
+        weights: dict[str, Tensor] = {**saved["state_dict"], **saved["ema"]["weights"]}
+        return weights
+
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes it was trained on; labels index them.
+
+        Raises:
+            ValueError: where its manifest does not say them.
+        """
+        manifest = self.folder / MANIFEST
+        try:
+            return tuple(json.loads(manifest.read_text(encoding="utf-8"))["starts"][-1]["data"]["classes"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{manifest} does not say what classes the run was trained on; put it back") from error
+
+
+def open_run(path: str) -> TrainedRun:
+    """The run in a folder; its weights are not read yet.
+
+    Raises:
+        ValueError: for a folder that is no run, or a damaged checkpoint.
+        FileNotFoundError: where the run has no checkpoint.
+    """
+    run = Run(Path(path))
+    if not run.config.is_file():
+        raise ValueError(f"{path}: no run there ({run.config} does not exist); give its folder, runs/NAME")
+    return TrainedRun(run.folder, load_config(run.config), checkpoints.newest(run.folder))
+
+
+def arguments(node: Value) -> dict[str, Value]:
+    """The arguments of a class in a config, whether it stands there with its class_path or alone."""
+    if not isinstance(node, dict):
+        return {}
+    found = node.get("init_args") if "class_path" in node else node
+    return found if isinstance(found, dict) else {}
+
+
+def built(config: Mapping[str, Value], **bases: type) -> Namespace:
+    """Builds parts of a configuration.
+
+    Args:
+        config: holds each part under its key.
+        bases: the class that each part is a subclass of, by key.
+
+    Returns:
+        The parts, by key.
+
+    Raises:
+        ValueError: where a part is missing.
+        UsageError: where one cannot be built.
+    """
+    if missing := [key for key in bases if config.get(key) is None]:
+        raise ValueError(f"the run's configuration has no {' and no '.join(missing)}")
+    parser = ShortErrors()
+    for key, base in bases.items():
+        parser.add_subclass_arguments(base, key, required=True)
+    # A copy: jsonargparse puts objects of its own into what it parses.
+    given = copy.deepcopy({key: config[key] for key in bases})
+    parts: Namespace = parser.instantiate(parser.parse_object(given))
+    return parts
