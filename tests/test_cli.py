@@ -303,7 +303,7 @@ def test_generate_draws_the_averaged_weights(trained: Path, tmp_path: Path, caps
     assert snapshot(trained) == before
     manifest = json.loads(two["manifest.json"])
     assert (manifest["step"], manifest["seed"], manifest["sampler"]) == (3, 0, {"steps": 2})
-    assert [image["name"] for image in manifest["images"]] == ["red apple, noto"] * 2 + ["cat"] * 2
+    assert [image["prompt"] for image in manifest["images"]] == ["red apple, noto"] * 2 + ["cat"] * 2
     for flag in ("--seed", "--steps"):
         assert main([*words, "--classes", "cat", flag, "9", "--out", str(tmp_path / flag)]) == 0
     assert snapshot(tmp_path / "--seed")["000-cat-0000.png"] != one["000-cat-0000.png"]

@@ -1,6 +1,6 @@
 """A model and data for the command line, small and real: built from YAML by class_path, trained, saved, drawn from."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,14 +8,16 @@ from typing import Any, Literal
 import lightning as L
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from snapgen_pl import rng
 from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
+from snapgen_pl.conditioning.condition import Condition
 from snapgen_pl.data.requests import Request
-from snapgen_pl.data.source import ImageBatch
+from snapgen_pl.data.source import ImageBatch, OpenSource
 from snapgen_pl.distill.loss_terms import LossTerm, LossTerms
 from snapgen_pl.images import from_uint8, to_uint8
 
@@ -107,14 +109,20 @@ class Tiny(L.LightningModule):
         self.denoiser, self.conditioner = denoiser, nn.Embedding(len(CLASSES), 3)
         self.learning_rate, self.seed, self.sampler = learning_rate, seed, sampler
         self.autoencoder = Brightness()
+        self.takes: Literal["label", "caption"] = "label"
         self.images_seen = 0
 
     def setup(self, stage: str) -> None:
-        self.ready(Path(self.trainer.default_root_dir), self.trainer.datamodule)  # type: ignore[attr-defined]
+        data: Data = self.trainer.datamodule  # type: ignore[attr-defined]
+        images = (batch.image_BCHW for batch in data.training_images(4))
+        self.ready(Path(self.trainer.default_root_dir), images, CLASSES)
 
-    def ready(self, folder: Path, data: "Data") -> list[str]:
-        self.autoencoder.ready(folder, (batch.image_BCHW for batch in data.training_images(4)))
+    def ready(self, folder: Path, images: Iterable[Tensor], classes: tuple[str, ...]) -> list[str]:
+        self.autoencoder.ready(folder, images)
         return []
+
+    def keep(self, condition: Condition, encoders: Sequence[str]) -> Condition:
+        raise ValueError("no text encoders to choose from")
 
     def velocity(self, x_BCHW: Tensor, label_B: Tensor) -> Tensor:
         return self.denoiser(x_BCHW.movedim(1, -1)).movedim(-1, 1) + self.conditioner(label_B)[:, :, None, None]
@@ -146,6 +154,18 @@ class Tiny(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.learning_rate)
 
 
+class Pixels:
+    """What a run's manifest asks of a set."""
+
+    labels = torch.arange(8) % 3
+
+    def __len__(self) -> int:
+        return 8
+
+    def load(self, index: int) -> Image.Image:
+        raise NotImplementedError
+
+
 class Data(L.LightningDataModule):
     """Eight images.
 
@@ -163,6 +183,7 @@ class Data(L.LightningDataModule):
             raise ValueError(f"data.folder {self.folder} does not exist; give a folder of images")
         # Known from here on, as in every datamodule that opens its source now.
         self.classes = CLASSES
+        self.source = OpenSource(CLASSES, Pixels(), Pixels(), "f00d")
 
     def training_images(self, batch_size: int) -> Iterator[ImageBatch]:
         yield from self._loader(batch_size)

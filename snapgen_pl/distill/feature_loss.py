@@ -1,6 +1,6 @@
 """Distillation from a teacher's features: L_featkd of SnapGen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,15 @@ class FeaturePair:
     teacher: str
     student_channels: int
     teacher_channels: int
+
+    def check_channels(self, student: Mapping[str, int], teacher: Mapping[str, int]) -> None:
+        """Checks the widths against those of the networks' features, by name.
+
+        Raises:
+            ValueError: naming the width that is wrong.
+        """
+        _check_width(self, "student", student[self.student], self.student_channels)
+        _check_width(self, "teacher", teacher[self.teacher], self.teacher_channels)
 
 
 class FeatureLoss(nn.Module):
@@ -84,8 +93,8 @@ class FeatureLoss(nn.Module):
 
 
 def _pair_loss(pair: FeaturePair, projection: nn.Module, student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
-    _check_width(pair, "student", student_BCHW, pair.student_channels)
-    _check_width(pair, "teacher", teacher_BCHW, pair.teacher_channels)
+    _check_width(pair, "student", student_BCHW.shape[1], pair.student_channels)
+    _check_width(pair, "teacher", teacher_BCHW.shape[1], pair.teacher_channels)
     guess_BCHW: Tensor = projection(_on_grid(student_BCHW, teacher_BCHW.shape[-2:]))
     target_BHWC = F.layer_norm(teacher_BCHW.movedim(1, -1), (pair.teacher_channels,), eps=_NORM_EPS)
     return (guess_BCHW.movedim(1, -1) - target_BHWC).square().mean(dim=(1, 2, 3))
@@ -100,9 +109,9 @@ def _on_grid(x_BCHW: Tensor, grid: torch.Size) -> Tensor:
     return F.interpolate(x_BCHW, grid, mode="bilinear", align_corners=False)
 
 
-def _check_width(pair: FeaturePair, whose: str, feature_BCHW: Tensor, channels: int) -> None:
-    if feature_BCHW.shape[1] != channels:
+def _check_width(pair: FeaturePair, whose: str, found: int, channels: int) -> None:
+    if found != channels:
         raise ValueError(
-            f"feature pair {pair.student} -> {pair.teacher}: the {whose}'s feature has {feature_BCHW.shape[1]} "
-            f"channels, the pair says {channels}; set its {whose}_channels to {feature_BCHW.shape[1]}"
+            f"feature pair {pair.student} -> {pair.teacher}: the {whose}'s feature has {found} channels, the pair says "
+            f"{channels}; set its {whose}_channels to {found}"
         )

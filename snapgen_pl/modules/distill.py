@@ -1,6 +1,6 @@
 """Stage two: pretraining plus what a teacher says (SnapGen, multi-level distillation). Wiring only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -16,7 +16,7 @@ from snapgen_pl.distill.velocity_error import velocity_error
 from snapgen_pl.flow.path import PathSample
 from snapgen_pl.models.denoiser import Denoiser
 from snapgen_pl.modules.frozen import make_ready
-from snapgen_pl.modules.pretrain import Pretrain
+from snapgen_pl.modules.pretrain import Pretrain, task_term
 from snapgen_pl.teachers.teacher import Teacher
 
 
@@ -67,9 +67,14 @@ class Distill(Pretrain):
         _check_teacher(teacher, denoiser, self.feature_loss)
 
     @property
-    def loss_roles(self) -> Mapping[str, Role]:
+    def loss_roles(self) -> Mapping[str, Role]:  # type: ignore[override]  # here it depends on the weights
         """By name, the role of every term that is trained on."""
         return {"task": "task", **{role: role for role, weight in self._weights.items() if weight}}
+
+    @property
+    def validated(self) -> Collection[str]:
+        """The names of all terms, those of weight 0 too."""
+        return ("task", *self._weights)
 
     def encoders(self) -> Mapping[str, str]:
         """The student's and the teacher's; those of one name are one.
@@ -120,7 +125,7 @@ class Distill(Pretrain):
             self.conditioner.asks_nothing(condition),
             features.teacher_features if features else (),
         )
-        terms = [self.task_term(output, path)]
+        terms = [task_term(output, path)]
         if "kd" in weights:
             error_B = velocity_error(output.velocity_BCHW, taught.velocity_BCHW)
             terms.append(LossTerm("kd", "kd", error_B, weights["kd"]))

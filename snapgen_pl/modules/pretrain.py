@@ -159,7 +159,12 @@ class Pretrain(L.LightningModule):
         return self.autoencoder.channels, side, side
 
     def setup(self, stage: str) -> None:
-        """Checks the data against the model, and makes the model ready for them."""
+        """Checks the data against the model, and makes the model ready for them.
+
+        Raises:
+            ValueError: where they do not fit together, down to latents of another autoencoder and states of other text
+                encoders.
+        """
         data = self._data()
         if data.image_size != self.image_size:
             raise ValueError(
@@ -170,29 +175,28 @@ class Pretrain(L.LightningModule):
                 f"data.condition is {data.condition}, but {type(self.conditioner).__name__} takes "
                 f"{self.conditioner.takes}s; set --data.condition {self.conditioner.takes}, or another conditioner"
             )
-        make_ready(self.trainer, lambda folder: self.ready(folder, data))
+        images = (batch.image_BCHW for batch in data.training_images(256))
+        make_ready(self.trainer, lambda folder: self.ready(folder, images, data.classes))
+        data.check_autoencoder(self.autoencoder.identity())
+        data.check_encoders(self.encoders())
         self.autoencoder.to(self.device)
         self._validation_losses = {name: BinnedMean(VALIDATION_BINS).to(self.device) for name in self.validated}
         # Tables of conditioners are the same on all processes; DDP would send them round before every step.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
-    def ready(self, folder: Path, data: ImageData) -> list[str]:
+    def ready(self, folder: Path, images: Iterable[Tensor], classes: tuple[str, ...]) -> list[str]:
         """Makes autoencoder and conditioner usable: fits them to the data, or loads what they are made of.
 
         Args:
             folder: the run's folder, for what is kept with the run.
-            data: set up.
+            images: the training images, uint8 (B, 3, image_size, image_size); not needed where the run has kept what
+                was fitted to them.
+            classes: names of the classes; labels index them.
 
         Returns:
             Lines for the user.
-
-        Raises:
-            ValueError: where the data are latents of another autoencoder, or have states of other text encoders.
         """
-        images = (batch.image_BCHW for batch in data.training_images(256))
-        lines = self.autoencoder.ready(folder, images), self.conditioner.ready(folder, data.classes)
-        data.check_autoencoder(self.autoencoder.identity())
-        data.check_encoders(self.encoders())
+        lines = self.autoencoder.ready(folder, images), self.conditioner.ready(folder, classes)
         return [line for line in lines if line]
 
     def configure_model(self) -> None:
