@@ -3,18 +3,18 @@
 from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from snapgen_pl.autoencoders.autoencoder import Autoencoder
 from snapgen_pl.digest import tensors_digest
+from snapgen_pl.precision import DType
 from snapgen_pl.pretrained_folder import pretrained_folder
 from snapgen_pl.tf32 import tf32
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-DType = Literal["float32", "bfloat16", "float16"]
 
 
 class Pretrained(Autoencoder):

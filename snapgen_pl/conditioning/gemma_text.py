@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.nn import functional as F
 
-from snapgen_pl.autoencoders.pretrained import DType
 from snapgen_pl.conditioning.text_encoder import TextEncoder
+from snapgen_pl.precision import DType
 
 if TYPE_CHECKING:  # the import takes seconds
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from snapgen_pl.autoencoders.pretrained import DType
 from snapgen_pl.conditioning.clip_text import CLIPText
 from snapgen_pl.conditioning.condition import Condition, Texts, TextStates, texts
 from snapgen_pl.conditioning.t5_text import T5Text
 from snapgen_pl.conditioning.text_conditioner import TextConditioner, check_block, joined
 from snapgen_pl.conditioning.text_encoder import TextEncoder
 from snapgen_pl.models.denoiser import Conditioning
+from snapgen_pl.precision import DType
 
 CLIP_L, CLIP_G, T5 = "clip_l", "clip_g", "t5"
 

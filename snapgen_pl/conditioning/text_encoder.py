@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from snapgen_pl.autoencoders.pretrained import DType
 from snapgen_pl.conditioning.condition import TextStates
 from snapgen_pl.conditioning.encoder_weights import CONFIG, files_digest, inside, weight_files
+from snapgen_pl.precision import DType
 from snapgen_pl.pretrained_folder import pretrained_folder
 from snapgen_pl.tf32 import tf32
 

@@ -140,7 +140,17 @@ def test_states_stored_for_a_student_serve(folder: Path) -> None:
         name: identities[name] for name in students
     }
     condition = Texts(CAPTIONS, {name: encoder.encode(CAPTIONS) for name, encoder in students.items()})
-    assert torch.equal(conditioner(condition).tokens_BSD, conditioner(Texts(CAPTIONS, {})).tokens_BSD)
+    expected = conditioner(Texts(CAPTIONS, {}))
+    assert torch.equal(conditioner(condition).tokens_BSD, expected.tokens_BSD)
+    half = {
+        name: TextStates(*(None if part is None else part.half() for part in encoder.encode(CAPTIONS)))  # type: ignore[arg-type]
+        for name, encoder in conditioner._encoders.items()
+    }
+    for found, exact in zip(conditioner(Texts(CAPTIONS, half)), expected, strict=True):
+        assert (found is None) == (exact is None)
+        if found is not None:
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, exact, atol=1e-2, rtol=1e-3)
 
 
 def test_it_learns_nothing_keeps_nothing_and_moves_along(folder: Path) -> None:

@@ -47,7 +47,9 @@ def save_gemma(folder: Path) -> None:
     config = Gemma2Config(vocab_size=len(MARKS) + len(BYTES) + 33, hidden_size=WIDTH, intermediate_size=32, head_dim=8,
                           num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, initializer_range=0.5,
                           max_position_embeddings=64, sliding_window=8)  # fmt: skip
-    Gemma2ForCausalLM(config).save_pretrained(folder, max_shard_size="20KB")
+    network = Gemma2ForCausalLM(config)
+    torch.nn.init.normal_(network.model.norm.weight)  # a fresh one's states have a scale of 1 as they are
+    network.save_pretrained(folder, max_shard_size="20KB")
 
 
 def gemma_text(folder: Path, truncate: bool = False) -> GemmaText:
