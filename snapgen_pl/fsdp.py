@@ -1,8 +1,10 @@
 """Sharding over all processes of a run: ``--trainer.strategy snapgen_pl.fsdp.FSDP2``."""
 
+from collections.abc import Iterable
+
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -14,7 +16,6 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from snapgen_pl.conditioning.conditioner import Conditioner
 from snapgen_pl.models.denoiser import Denoiser
 
 
@@ -38,17 +39,18 @@ class FSDP2(ModelParallelStrategy):
         super().setup_environment()
 
 
-def shard(denoiser: Denoiser, conditioner: Conditioner, mesh: DeviceMesh) -> None:
+def shard(denoiser: Denoiser, others: Iterable[nn.Module], mesh: DeviceMesh) -> None:
     """Shards what is trained; done once however often it is called.
 
     Args:
         denoiser: unit by unit.
-        conditioner: as a whole.
+        others: what is trained besides, each as a whole.
         mesh: of the processes to shard over.
     """
     shard_denoiser(denoiser, mesh)
-    if next(conditioner.parameters(), None) is not None and not isinstance(conditioner, FSDPModule):
-        fully_shard(conditioner, mesh=mesh)
+    for other in others:
+        if next(other.parameters(), None) is not None and not isinstance(other, FSDPModule):
+            fully_shard(other, mesh=mesh)
 
 
 def shard_denoiser(denoiser: Denoiser, mesh: DeviceMesh, offloaded: bool = False) -> None:

@@ -141,7 +141,7 @@ class Pretrain(L.LightningModule):
         return self.loss_roles.keys()
 
     def trained(self) -> list[nn.Module]:
-        """What the optimizer trains."""
+        """What the optimizer trains, the denoiser first."""
         return [self.denoiser, self.conditioner]
 
     def keep(self, condition: Condition, encoders: Sequence[str]) -> Condition:
@@ -202,7 +202,9 @@ class Pretrain(L.LightningModule):
     def configure_model(self) -> None:
         """Shards and compiles the denoiser, where asked to; once."""
         if self.device_mesh is not None:
-            shard(self.denoiser, self.conditioner, self.device_mesh["data_parallel"])
+            denoiser, *others = self.trained()
+            assert isinstance(denoiser, Denoiser)
+            shard(denoiser, others, self.device_mesh["data_parallel"])
         if self.compile_denoiser and self.denoiser._compiled_call_impl is None:
             self.denoiser.compile(dynamic=False)
 

@@ -1,0 +1,134 @@
+"""Stage two at its smallest: the real module, and a run of stage one as its teacher. Also a script: see `main`."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+
+from callbacks.timestep_scaling import TimestepAwareScaling
+from snapgen_pl.__main__ import main as snapgen
+from snapgen_pl.autoencoders.patch_pca import PatchPCA
+from snapgen_pl.checkpoints import LAST, newest
+from snapgen_pl.conditioning.class_tokens import ClassTokens
+from snapgen_pl.distill.feature_loss import FeaturePair
+from snapgen_pl.flow.guidance import Guidance
+from snapgen_pl.models.unet import Block, Stage, UNet
+from snapgen_pl.modules.distill import Distill
+from snapgen_pl.teachers.run import RunTeacher
+from tests import pretrain_run, tiny_run
+
+PAIRS = (FeaturePair("up.1", "up.1", 64, 32), FeaturePair("middle", "down.0", 64, 32))
+
+
+def teacher_run(images: Path, folder: Path) -> Path:
+    """The folder of a run of two steps, each of which moves the weights far."""
+    stage = {"channels": 32, "down": [{"layers": 1}], "up": [{"layers": 0}, {"layers": 1}]}
+    content = {
+        "name": "teacher",
+        "runs": str(folder),
+        "model": {
+            "class_path": "snapgen_pl.modules.pretrain.Pretrain",
+            "init_args": {
+                "image_size": pretrain_run.SIDE,
+                "denoiser": {
+                    "class_path": "snapgen_pl.models.unet.UNet",
+                    "init_args": {
+                        "stages": [stage, stage],
+                        "middle_layers": 1,
+                        "in_channels": 4,
+                        "context_dim": 16,
+                        "head_dim": 16,
+                    },
+                },
+                "conditioner": {
+                    "class_path": "snapgen_pl.conditioning.class_tokens.ClassTokens",
+                    "init_args": {"num_classes": 2, "context_dim": 16},
+                },
+                "autoencoder": {
+                    "class_path": "snapgen_pl.autoencoders.patch_pca.PatchPCA",
+                    "init_args": {"patch": 4, "channels": 4},
+                },
+                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3e-2}},
+            },
+        },
+        "data": {
+            "class_path": "snapgen_pl.data.datamodule.ImageData",
+            "init_args": {
+                "source": {
+                    "class_path": "snapgen_pl.data.image_folder.ImageFolder",
+                    "init_args": {"root": str(images)},
+                },
+                "image_size": pretrain_run.SIDE,
+                "batch_size": pretrain_run.BATCH,
+            },
+        },
+        "trainer": {
+            "max_steps": 2,
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "logger": False,
+        },
+    }
+    file = folder / "teacher.yaml"
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert snapgen(["fit", "--config", str(file)]) == 0
+    return folder / "teacher"
+
+
+def distill(run: Path, dropout: float = 0.5, **options: Any) -> Distill:
+    """The student of pretrain_run, and the run as its teacher, guided."""
+    L.seed_everything(0, verbose=False)
+    stages = [
+        Stage(32, down=[Block()], up=[Block()] * 2),
+        Stage(64, down=[Block(layers=1)], up=[Block(layers=1)] * 2, self_attention=True),
+    ]
+    return Distill(
+        UNet(stages, middle_layers=1, in_channels=4, context_dim=32, head_dim=32),
+        ClassTokens(2, context_dim=32, dropout=dropout),
+        PatchPCA(patch=4, channels=4),
+        options.pop("teacher", None) or RunTeacher(str(run), guidance=Guidance(2.0)),
+        image_size=pretrain_run.SIDE,
+        warmup_images=40,
+        **({"features": PAIRS} | options),
+    )
+
+
+def train(
+    module: Distill, images: Path, folder: Path, steps: int, resume: bool = False, **options: Any
+) -> dict[str, Any]:
+    """Trains (further) and returns the last checkpoint."""
+    L.seed_everything(123 if resume else 0, verbose=False)
+    trainer = tiny_run.trainer_for(folder, steps, **options)
+    trainer.fit(module, datamodule=pretrain_run.image_data(images), ckpt_path=newest(folder) if resume else None)
+    return tiny_run.load(folder / LAST)
+
+
+def main() -> None:
+    """Trains on two processes, under DDP or sharded."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", type=Path)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--sharded", action="store_true")
+    arguments = parser.parse_args()
+    from snapgen_pl.fsdp import FSDP2
+
+    strategy = FSDP2(process_group_backend="gloo") if arguments.sharded else "ddp"
+    train(
+        distill(arguments.run),
+        arguments.images,
+        arguments.folder,
+        arguments.steps,
+        devices=2,
+        strategy=strategy,
+        callbacks=[TimestepAwareScaling()],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
