@@ -64,6 +64,7 @@ class Distill(Pretrain):
         self._weights: dict[Role, float] = {"kd": output_weight}
         if self.feature_loss is not None:
             self._weights["feature"] = feature_weight
+            self.feature_loss.requires_grad_(feature_weight > 0)  # DDP waits for every weight that needs a gradient
         _check_teacher(teacher, denoiser, self.feature_loss)
 
     @property

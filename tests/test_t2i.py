@@ -1,0 +1,311 @@
+"""Text to image through the command line: the committed experiments, real classes, small sizes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from snapgen_pl import rng
+from snapgen_pl.__main__ import main
+from snapgen_pl.png import to_pil, write_png
+from tests.conditioning import tiny_clip, tiny_gemma, tiny_sd3, tiny_t5
+from tests.teachers.tiny import mmdit
+from tests.tiny_kl import kl
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+REAL, EMOJI = EXPERIMENTS / "t2i", EXPERIMENTS / "emoji" / "t2i"
+COUNT, SIDE = 24, 32
+CONTEXT = tiny_clip.WIDTH + tiny_sd3.WIDTH_G + 4
+STAGES = [
+    {"channels": 32, "down": [{"residual": False, "layers": 1}], "up": [{"layers": 0}, {"layers": 0}]},
+    {"channels": 64, "down": [{"layers": 1}], "up": [{"layers": 1}, {"layers": 1}], "self_attention": True},
+]
+SMALL_TRAINER = {
+    "accelerator": "cpu",
+    "max_steps": 2,
+    "val_check_interval": 2,
+    "precision": "32-true",
+    "enable_progress_bar": False,
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    pixels = (rng.uniform(0, 0, torch.arange(COUNT), (3, 8, 8)) * 255).to(torch.uint8)
+    for i, image in enumerate(pixels):
+        write_png(to_pil(image.repeat_interleave(4, 1).repeat_interleave(4, 2)), folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text("a photo of " + " and ".join(["cat", "dog"] * (1 + i % 3)), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stable Diffusion 3's parts and Gemma, real and tiny."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    tiny_sd3.save_sd3(folder)
+    tiny_gemma.save_gemma(folder / "gemma")
+    network = mmdit(context_dim=tiny_t5.WIDTH, pooled_dim=sum(tiny_sd3.PROJECTIONS)).network
+    network.save_pretrained(folder / "transformer")
+    kl(scaling_factor=1.5305, shift_factor=0.0609).save_pretrained(folder / "vae")
+    return folder
+
+
+def run(verb: str, folder: Path, configs: list[Path], delta: dict[str, Any], name: str | None = None) -> Path:
+    """Runs committed files with a delta that makes them small; returns the run's folder."""
+    name = name or yaml.safe_load(configs[-1].read_text())["name"]
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump({"name": name, "runs": str(folder), **delta}), encoding="utf-8")
+    words = [word for config in [*configs, file] for word in ("--config", str(config))]
+    assert main([verb, *words]) == 0
+    return folder / name
+
+
+def source(photos: Path) -> dict[str, Any]:
+    return {"class_path": "snapgen_pl.data.captioned_folder.CaptionedFolder", "init_args": {"root": str(photos)}}
+
+
+def encode(folder: Path, photos: Path, name: str, encoder: dict[str, Any], config: Path) -> Path:
+    delta = {
+        "model": {"init_args": {"encoder": encoder}},
+        "data": {"init_args": {"source": source(photos), "batch_size": 8, "shard_size": 16}},
+        "trainer": {"accelerator": "cpu"},
+    }
+    return run("predict", folder, [config], delta, name) / "texts"
+
+
+def encoders(pipeline: Path) -> dict[str, Any]:
+    declared = yaml.safe_load((REAL / "kd_output.yaml").read_text())["model"]["init_args"]["conditioner"]["init_args"]
+    small: dict[str, Any] = declared["encoders"]
+    for name, encoder in small.items():
+        encoder["init_args"] |= {"path": str(pipeline), "dtype": "float32"}
+        if name == "gemma":
+            encoder["init_args"] |= {"subfolder": "gemma", "tokenizer_subfolder": "gemma", "tokens": tiny_gemma.TOKENS}
+    return small
+
+
+@pytest.fixture(scope="module")
+def distilled(photos: Path, pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of encode, encode_texts and kd_timestep_aware, in that order."""
+    folder = tmp_path_factory.mktemp("runs")
+    delta = {
+        "model": {"init_args": {"autoencoder": {"init_args": {"path": str(pipeline)}}}},
+        "data": {"init_args": {"source": source(photos), "image_size": SIDE, "shard_size": 16, "workers": 0}},
+        "trainer": {"accelerator": "cpu"},
+    }
+    latents = run("predict", folder, [REAL / "encode.yaml"], delta) / "latents"
+    small = encoders(pipeline)
+    states = {
+        name: str(encode(folder, photos, f"t2i-{name}", encoder, REAL / "encode_texts.yaml"))
+        for name, encoder in small.items()
+    }
+    teacher = {
+        "path": str(pipeline),
+        "placement": "replicated",
+        "compile": False,
+        "dtype": "float32",
+        "conditioner": {
+            "init_args": {
+                "path": str(pipeline),
+                "t5_tokens": tiny_sd3.T5_TOKENS,
+                "context_dim": tiny_t5.WIDTH,
+                "dtype": "float32",
+            }
+        },
+    }
+    delta = {
+        "model": {
+            "init_args": {
+                "image_size": SIDE,
+                "denoiser": {
+                    "init_args": {"stages": STAGES, "middle_layers": 1, "in_channels": 4, "context_dim": CONTEXT,
+                                  "head_dim": 32}
+                },
+                "conditioner": {"init_args": {"context_dim": CONTEXT, "encoders": small}},
+                "autoencoder": {"init_args": {"path": str(pipeline)}},
+                "teacher": {"init_args": teacher},
+                "features": [
+                    {"student": "up.1", "teacher": "block.2", "student_channels": 64, "teacher_channels": 16}
+                ],
+                "sampler": {"init_args": {"steps": 2}},
+                "compile": False,
+            }
+        },
+        "data": {
+            "init_args": {
+                "source": {"init_args": {"folder": str(latents)}},
+                "image_size": SIDE,
+                "batch_size": 4,
+                "text_states": states,
+            }
+        },
+        "trainer": {
+            **SMALL_TRAINER,
+            "callbacks": [{"class_path": "callbacks.timestep_scaling.TimestepAwareScaling"}],
+        },
+    }  # fmt: skip
+    files = [REAL / f"{name}.yaml" for name in ("kd_output", "kd_multilevel", "kd_timestep_aware")]
+    return run("fit", folder, files, delta)
+
+
+def test_the_real_experiments_encode_distil_and_leave_a_checkpoint_without_teachers(distilled: Path) -> None:
+    saved = torch.load(distilled / "last.ckpt", weights_only=True)
+    names = {name.split(".")[0] for name in saved["state_dict"]}
+    assert names == {"denoiser", "conditioner", "feature_loss"}
+    assert [name for name in saved["state_dict"] if name.startswith("conditioner")] == ["conditioner.null"]
+
+
+def test_prompts_are_drawn_without_data_or_teacher(distilled: Path, tmp_path: Path) -> None:
+    words = ["generate", "--run", str(distilled), "--count", "2", "--steps", "3", "--guidance", "2"]
+    assert main([*words, "--prompt", "a photo of a cat", "--out", str(tmp_path / "one")]) == 0
+    with Image.open(tmp_path / "one" / "000-a-photo-of-a-cat-0001.png") as image:
+        assert image.size == (SIDE, SIDE)
+        assert image.info["prompt"] == "a photo of a cat"
+        assert image.info["positions"] == "1"
+        assert image.info["seed"] == "0"
+        assert "'steps': 3" in image.info["sampler"]
+        one = image.tobytes()
+    (tmp_path / "prompts.txt").write_text("# mine\na dog\n\n  a photo of a cat\n", encoding="utf-8")
+    assert main([*words, "--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "file")]) == 0
+    with Image.open(tmp_path / "file" / "001-a-photo-of-a-cat-0001.png") as image:
+        again = image.tobytes()
+    assert max(abs(a - b) for a, b in zip(one, again, strict=True)) <= 1  # another batch sums in another order
+    # A subset of the encoders draws something else.
+    words += ["--encoders", "gemma"]
+    assert main([*words, "--prompt", "a photo of a cat", "--out", str(tmp_path / "gemma")]) == 0
+    with Image.open(tmp_path / "gemma" / "000-a-photo-of-a-cat-0001.png") as image:
+        assert image.tobytes() != one
+
+
+def test_drawing_goes_on_after_the_images_that_are_there(distilled: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["generate", "--run", str(distilled), "--count", "3", "--prompt", "a dog", "--out", str(out)]
+    assert main(words) == 0
+    whole = {path.name: path.read_bytes() for path in out.iterdir()}
+    kept = (out / "000-a-dog-0000.png").stat().st_mtime_ns
+    (out / "000-a-dog-0001.png").unlink()
+    (out / "grid.png").unlink()
+    assert main(words) == 0
+    assert (out / "000-a-dog-0000.png").stat().st_mtime_ns == kept
+    assert whole.keys() == {path.name for path in out.iterdir()}
+
+
+def test_benchmarks_find_what_they_read(distilled: Path, tmp_path: Path) -> None:
+    lines = [{"tag": "counting", "include": [], "prompt": "a photo of two cat"}, {"tag": "x", "prompt": "a dog"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    words = ["generate", "--run", str(distilled), "--out"]
+    geneval = ["--layout", "geneval", "--prompts", str(tmp_path / "metadata.jsonl"), "--count", "2"]
+    assert main([*words, str(tmp_path / "geneval"), *geneval]) == 0
+    for index, line in enumerate(lines):
+        folder = tmp_path / "geneval" / f"{index:05d}"
+        assert json.loads((folder / "metadata.jsonl").read_text()) == line
+        assert sorted(path.name for path in (folder / "samples").iterdir()) == ["00000.png", "00001.png"]
+
+    (tmp_path / "dpg").mkdir()
+    (tmp_path / "dpg" / "drawtext12.txt").write_text("a cat and a dog\n")
+    dpg = ["--layout", "dpg", "--prompts", str(tmp_path / "dpg")]
+    assert main([*words, str(tmp_path / "images"), *dpg]) == 0
+    single = ["--prompt", "a cat and a dog", "--count", "4"]
+    assert main([*words, str(tmp_path / "single"), *single]) == 0
+    with Image.open(tmp_path / "images" / "images" / "drawtext12.png") as grid:
+        assert grid.size == (2 * SIDE, 2 * SIDE)
+        third = grid.crop((0, SIDE, SIDE, 2 * SIDE)).tobytes()
+    with Image.open(tmp_path / "single" / "000-a-cat-and-a-dog-0002.png") as image:
+        assert image.tobytes() == third
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--classes", "cat"], "the run draws from texts; give --prompt or --prompts"),
+        (["--prompt", "a", "--prompts", "b"], "give one of --classes, --prompt and --prompts"),
+        (["--prompts", "nowhere.txt"], "--prompts nowhere.txt cannot be read for the layout plain"),
+        (["--prompt", "a", "--layout", "dpg"], "--layout dpg reads the benchmark's own prompts"),
+        (["--prompt", "a", "--encoders", "t5"], "no encoders ['t5']; there are"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(
+    distilled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert main(["generate", "--run", str(distilled), "--out", str(tmp_path / "out"), *words]) == 1
+    assert said in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_command_writes_over_nothing(
+    distilled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["generate", "--run", str(distilled), "--count", "1", "--prompt", "a dog", "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert main([*words, "--seed", "7"]) == 1
+    assert "holds images of another command (seed differ" in capsys.readouterr().err
+
+
+MINILM = {
+    "class_path": "snapgen_pl.conditioning.minilm.MiniLM",
+    "init_args": {"tokens": 20, "truncate": True, "pooled": True},
+}
+
+
+@pytest.fixture(scope="module")
+def emoji_texts(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("emoji")
+    return encode(folder, photos, "emoji-texts", MINILM, EMOJI / "encode_texts.yaml")
+
+
+def small_emoji(photos: Path, texts: Path, denoiser: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "model": {
+            "init_args": {
+                "image_size": SIDE,
+                "denoiser": {"init_args": {**denoiser, "in_channels": 4}},
+                "autoencoder": {"init_args": {"patch": 4, "channels": 4}},
+                "sampler": {"init_args": {"steps": 2}},
+            }
+        },
+        "data": {
+            "init_args": {"source": source(photos), "image_size": SIDE, "text_states": {"minilm": str(texts)},
+                          "batch_size": 4}
+        },
+        "trainer": {**SMALL_TRAINER, "callbacks": []},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def emoji_teacher(photos: Path, emoji_texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    denoiser = {"layers": 6, "heads": 2, "head_dim": 8, "latent_size": 8, "largest_grid": 8}
+    delta = small_emoji(photos, emoji_texts, denoiser)
+    return run("fit", tmp_path_factory.mktemp("teacher"), [EMOJI / "teacher.yaml"], delta)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "student",
+        "timestep_aware",
+        *(pytest.param(row, marks=pytest.mark.slow) for row in ("output", "multilevel", "timestep_bin", "lambda_half")),
+    ],
+)
+def test_a_row_of_the_emojis_distillation_trains_at_small_size(
+    photos: Path, emoji_texts: Path, emoji_teacher: Path, tmp_path: Path, row: str
+) -> None:
+    delta = small_emoji(photos, emoji_texts, {"stages": STAGES, "head_dim": 32})
+    delta["model"]["init_args"]["teacher"] = {"init_args": {"run": str(emoji_teacher)}}
+    files = [EMOJI / "student.yaml"]
+    scaled = row not in ("student", "output", "multilevel")
+    if scaled or row == "multilevel":
+        files.append(EMOJI / "multilevel.yaml")
+        pair = {"student": "up.1", "teacher": "block.5", "student_channels": 64, "teacher_channels": 16}
+        delta["model"]["init_args"]["features"] = [pair]
+    if row not in ("student", "multilevel"):
+        files.append(EMOJI / f"{row}.yaml")
+    if scaled:
+        delta["trainer"]["callbacks"] = yaml.safe_load(files[-1].read_text())["trainer"]["callbacks+"]
+    folder = run("fit", tmp_path, files, delta)
+    assert (folder / "last.ckpt").exists()
+    assert main(["generate", "--run", str(folder), "--prompt", "a red apple, 3d style", "--count", "1", "--out",
+                 str(tmp_path / "out")]) == 0  # fmt: skip
