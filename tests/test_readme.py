@@ -14,9 +14,8 @@ from snapgen_pl.tables.table import Name, table
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = [
-    shlex.split(line, comments=True) for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line
-]
+LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+COMMANDS = [words for line in LINES if (words := shlex.split(line, comments=True))]
 # Those of a run need one: tests/test_experiments.py has the configurations that they name.
 OURS = [
     words[words.index("-m") + 2 :]
