@@ -1,5 +1,7 @@
 """The verb ``generate``: images of named classes, or of prompts, from a run, with nothing but its folder."""
 
+import importlib
+import inspect
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -131,20 +133,31 @@ def _overridden(config: dict[str, Value], changes: dict[str, int | float | None]
 
 
 def _built(config: dict[str, Value]) -> Any:
+    """The module of a config, or what it draws as: a student without its teacher."""
     from lightning.pytorch import LightningModule
 
     from snapgen_pl.terminal import quiet
 
     quiet()
-    model = built(config, model=LightningModule).model
+    model = config["model"]
+    assert isinstance(model, dict)
+    module, _, name = str(model["class_path"]).rpartition(".")
+    kind: type = getattr(importlib.import_module(module), name)
+    drawing: type = getattr(kind, "draws_as", kind)
+    takes = inspect.signature(drawing).parameters
+    init_args = {key: value for key, value in arguments(model).items() if drawing is kind or key in takes}
+    path = f"{drawing.__module__}.{drawing.__qualname__}"
+    model = built({"model": {"class_path": path, "init_args": init_args}}, model=LightningModule).model
     if not isinstance(model, Draws):
         raise ValueError(f"{type(model).__name__} draws no images")
     return model
 
 
 def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Puts the averaged weights in, where the drawing is done."""
-    model.load_state_dict(weights, strict=True)
+    """Puts the averaged weights in, those that drawing needs, where it is done."""
+    missing = model.load_state_dict(weights, strict=False).missing_keys
+    if missing:
+        raise ValueError(f"the checkpoint lacks {len(missing)} of the run's weights, such as {missing[0]}")
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 

@@ -159,7 +159,11 @@ def test_the_real_experiments_encode_distil_and_leave_a_checkpoint_without_teach
     assert [name for name in saved["state_dict"] if name.startswith("conditioner")] == ["conditioner.null"]
 
 
-def test_prompts_are_drawn_without_data_or_teacher(distilled: Path, tmp_path: Path) -> None:
+def test_prompts_are_drawn_without_data_or_teacher(
+    distilled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("snapgen_pl.teachers.sd3.SD3Teacher.__init__", None)
+    monkeypatch.setattr("snapgen_pl.data.datamodule.ImageData.__init__", None)
     words = ["generate", "--run", str(distilled), "--count", "2", "--steps", "3", "--guidance", "2"]
     assert main([*words, "--prompt", "a photo of a cat", "--out", str(tmp_path / "one")]) == 0
     with Image.open(tmp_path / "one" / "000-a-photo-of-a-cat-0001.png") as image:

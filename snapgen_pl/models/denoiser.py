@@ -69,8 +69,8 @@ class Denoiser(nn.Module, ABC):
     in_channels: int
     context_dim: int
     pooled_dim: int | None = None
-    feature_channels: Mapping[str, int]
-    feature_strides: Mapping[str, int]
+    feature_channels: Mapping[str, int] = {}
+    feature_strides: Mapping[str, int] = {}
 
     @property
     def feature_names(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Stage two: pretraining plus what a teacher says (SnapGen, multi-level distillation). Wiring only."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -43,7 +43,12 @@ class Distill(Pretrain):
 
     Raises:
         ValueError: where the parts do not fit together.
+
+    Attributes:
+        draws_as: what draws from its weights, without a teacher.
     """
+
+    draws_as: ClassVar[type[Pretrain]] = Pretrain
 
     def __init__(
         self,

@@ -52,7 +52,6 @@ class RunTeacher(Teacher):
         sigma_data = self._run.model.get("sigma_data")
         assert sigma_data is None or isinstance(sigma_data, float | int), sigma_data
         super().__init__(preconditioned(parts.denoiser, sigma_data), parts.conditioner, guidance)
-        self._has_weights = False
 
     def latents(self) -> Mapping[str, str | int | float]:
         """The identity of the run's autoencoder, which is read for it."""
@@ -60,20 +59,17 @@ class RunTeacher(Teacher):
         autoencoder.ready(self._run.folder, ())
         return {key: value for key, value in autoencoder.identity().items() if key not in _ROUNDING}
 
-    def ready(self, folder: Path, classes: tuple[str, ...]) -> list[str]:
-        """See Teacher.ready; what the conditioner keeps lies in the teacher's run's folder, not in the student's."""
-        if self._has_weights:
-            return []
+    def _read(self, folder: Path, classes: tuple[str, ...]) -> list[str]:
         own = self._run.classes() if self.takes == "label" else ()
         if self.takes == "label":
             self._check_classes(own, classes)
+        # What its conditioner keeps lies in its own run's folder.
         line = self._conditioner.ready(self._run.folder, own)
         network = nn.ModuleDict({"denoiser": self._denoiser, "conditioner": self._conditioner})
         try:
             network.load_state_dict(self._weights())
         except RuntimeError as error:
             raise ValueError(f"{self._run.checkpoint} does not fit the run's config.yaml: {error}") from error
-        self._has_weights = True
         return [f"teacher: {self._run.checkpoint}, averaged weights", *filter(None, [line])]
 
     def identity(self) -> Facts:

@@ -68,27 +68,23 @@ class SD3Teacher(Teacher):
         except ValueError as error:
             raise ValueError(f"{self._place()} holds no teacher: {error}") from error
         super().__init__(denoiser, conditioner, guidance)
-        self._has_weights = False
 
     def latents(self) -> Mapping[str, str | int | float]:
         """Shape, shift and scale, which tell SD3's autoencoder from all others known."""
         own = self._autoencoder
         return {"channels": own.channels, "downsampling": own.downsampling, "shift": own.shift, "scale": own.scale}
 
-    def ready(self, folder: Path, classes: tuple[str, ...]) -> list[str]:
-        """See Teacher.ready; the conditioner keeps what it has to in ``folder / "teacher"``."""
-        if self._has_weights:
-            return []
+    def _read(self, folder: Path, classes: tuple[str, ...]) -> list[str]:
         network = self._denoiser.network
         fill(network, read_tensors(self._folder()), {name: name for name in network.state_dict()}, self._place(),
              remedy="download it again")  # fmt: skip
-        self._denoiser.to(getattr(torch, self.dtype))
+        self._denoiser.to(self._dtype)
         if self.compile_blocks:
             for block in self._denoiser.units():
                 block.compile(dynamic=False)
-        self._has_weights = True
         parameters = sum(parameter.numel() for parameter in self._denoiser.parameters())
         line = f"teacher: {self._place()}, {parameters / 1e9:.2f} B parameters in {self.dtype}, {self.placement}"
+        # A folder of its own: the student's conditioner may keep files of the same names.
         return [line, *filter(None, [self._conditioner.ready(folder / "teacher", classes)])]
 
     def place(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
@@ -109,6 +105,7 @@ class SD3Teacher(Teacher):
             "weights": self._weights_digest,
             "dtype": self.dtype,
             "guidance": repr(self.guidance),
+            "conditioner": type(self._conditioner).__name__,
             "encoders": dict(self.encoders()),
         }
 

@@ -46,6 +46,7 @@ class Teacher(ABC):
         self._denoiser = denoiser.eval().requires_grad_(False)
         self._conditioner = conditioner.eval().requires_grad_(False)
         self.guidance = guidance
+        self._has_weights = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Teacher":
         """Copies of the holder share it: 8 B parameters are not to be held twice."""
@@ -103,7 +104,6 @@ class Teacher(ABC):
     def latents(self) -> Mapping[str, str | int | float]:
         """What the identity of an autoencoder must say for its latents to be those that the network was trained on."""
 
-    @abstractmethod
     def ready(self, folder: Path, classes: tuple[str, ...]) -> list[str]:
         """Reads the weights into the host's memory, once a process.
 
@@ -117,6 +117,15 @@ class Teacher(ABC):
         Raises:
             ValueError: where weights are missing, damaged or another network's, or where labels mean other classes.
         """
+        if self._has_weights:
+            return []
+        lines = self._read(folder, classes)
+        self._has_weights = True
+        return lines
+
+    @abstractmethod
+    def _read(self, folder: Path, classes: tuple[str, ...]) -> list[str]:
+        """Does what :meth:`ready` promises."""
 
     def place(self, device: torch.device, mesh: DeviceMesh | None = None) -> None:
         """Puts the weights where they compute, once they are read; done once however often it is called.
@@ -160,7 +169,12 @@ class Teacher(ABC):
             condition: what the samples are asked for with, before anything was dropped.
             nothing_B: bool, True where the student is asked for nothing: v is v_u there, and so are the features.
             features: names out of ``feature_channels``.
+
+        Raises:
+            ValueError: before :meth:`ready`, or for an unknown feature.
         """
+        if not self._has_weights:
+            raise ValueError(f"{type(self).__name__} has no weights yet; call ready() first")
         # Inference mode off: FSDP would keep buffers made in a validation, and a training could not use them.
         with torch.inference_mode(False), torch.no_grad(), self._precision(x_BCHW.device):
             unconditional = self._prepared(self._conditioner.unconditional(condition))

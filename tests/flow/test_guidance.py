@@ -1,5 +1,4 @@
 import math
-from typing import ClassVar
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ class TinyDenoiser(Denoiser):
 
     in_channels = CHANNELS
     context_dim = WIDTH
-    feature_channels: ClassVar[dict[str, int]] = {}
 
     def __init__(self) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ MEAN, STD = 0.7, 0.5
 class GaussianSiT(Denoiser):
     """SiT's velocity E[data - noise | x_s] for data ~ N(MEAN, STD^2), x_s = s data + (1 - s) noise; sees 1000 t."""
 
-    in_channels, context_dim, feature_channels = 4, 1, {}
+    in_channels, context_dim = 4, 1
 
     def prepare(self, conditioning: Conditioning) -> PreparedConditioning:
         return PreparedConditioning(embedding_BE=conditioning.tokens_BSD[:, 0])

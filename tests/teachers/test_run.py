@@ -156,6 +156,8 @@ def test_its_shapes_are_known_before_its_weights(run: Path) -> None:
     assert set(made.feature_strides.values()) == {1}
     assert made.takes == "label"
     assert made.encoders() == {}
+    with pytest.raises(ValueError, match="RunTeacher has no weights yet"):
+        made(*asked())
     with pytest.raises(ValueError, match=r"unknown features \['block.0'\]; UNet has"):
         made.check_features(("block.0",))
     assert made.ready(run, CLASSES) == [f"teacher: {run / 'last.ckpt'}, averaged weights"]

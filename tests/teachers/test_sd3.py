@@ -104,6 +104,8 @@ def test_nothing_is_known_of_the_weights_but_their_shapes_until_it_is_ready(fold
     assert set(made.feature_strides.values()) == {2}
     assert made.takes == "label"
     made.check_features(NAMES)
+    with pytest.raises(ValueError, match=r"SD3Teacher has no weights yet; call ready\(\) first"):
+        made(*asked())
     with pytest.raises(ValueError, match=r"unknown features \['block.3'\]"):
         made.check_features(("block.3",))
     with pytest.raises(ValueError, match=r"no diffusion_pytorch_model\.safetensors in .*transformer"):
@@ -113,11 +115,21 @@ def test_nothing_is_known_of_the_weights_but_their_shapes_until_it_is_ready(fold
     assert made.ready(tmp_path, CLASSES) == []
 
 
+def test_making_one_draws_nothing_from_the_students_generator(folder: Path) -> None:
+    told = conditioner()
+    torch.manual_seed(5)
+    alone = torch.randn(3)
+    torch.manual_seed(5)
+    SD3Teacher(told, str(folder)).ready(folder, CLASSES)
+    assert torch.equal(torch.randn(3), alone)
+
+
 def test_asking_never_waits_for_the_device(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A meta tensor has no value: whatever would read one, and so make a GPU wait, raises. It has no autocast either.
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     made = teacher(folder, ready=False, guidance=Guidance(2.0, (0.2, 0.9), channels=3))
     made.place(torch.device("meta"))
+    made._has_weights = True
     assert made(*(part.to("meta") for part in asked()), NAMES).velocity_BCHW.is_meta
 
 

@@ -81,7 +81,6 @@ class LDM(Denoiser):
     ) -> None:
         super().__init__()
         self.in_channels, self.context_dim = in_channels, context_dim
-        self.feature_channels, self.feature_strides = {}, {}
         self.network = ldm_unet(in_channels, widths, layers, heads, context_dim)
 
     def units(self) -> Iterator[nn.Module]:
