@@ -22,6 +22,7 @@ from callbacks.sampling import (
     training_images,
     weights_name,
 )
+from snapgen_pl.conditioning.condition import in_words
 from snapgen_pl.data.conditions import Labels
 from snapgen_pl.data.requests import Requests
 from snapgen_pl.data.source import LatentSet
@@ -30,7 +31,7 @@ from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.flow.samplers import Sampler
 from snapgen_pl.metrics.comparison import Comparison
 from snapgen_pl.metrics.controls import CONTROLS, REAL, Control
-from snapgen_pl.metrics.draws import LabelPolicy, disjoint, proportional, spread, uniform
+from snapgen_pl.metrics.draws import LabelPolicy, disjoint, in_order, proportional, spread, uniform
 from snapgen_pl.metrics.feature_store import FeatureStore
 from snapgen_pl.metrics.fid_report import PIXELS, FIDReport, made
 from snapgen_pl.metrics.sample_metric import Facts, Score
@@ -41,7 +42,8 @@ SECONDS = "seconds"
 PROTOCOL = 1  # to be raised by whoever changes what a value is: reports of before are then measured again
 _SECONDS_BETWEEN_NOTICES = 10.0
 
-ImagesAt: TypeAlias = Callable[[range], Tensor]
+# Of positions: images, and what each was asked for with, nothing where they are of the training set.
+ImagesAt: TypeAlias = Callable[[range], tuple[Tensor, Sequence[str]]]
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,10 @@ class SampleMeasurement:
         requests = _requests(trainer, draw)
         store = self._store(trainer, {**plan.identity, "images_kept": keep_images}, draw.count)
 
-        def images_at(positions: range) -> Tensor:
-            return module.sample(requests.at(positions), draw.sampler, draw.guidance)
+        def images_at(positions: range) -> tuple[Tensor, Sequence[str]]:
+            request = requests.at(positions)
+            image_BCHW = module.sample(request, draw.sampler, draw.guidance)
+            return image_BCHW, in_words(request.condition, class_names(trainer))
 
         with drawing(trainer, trainer.lightning_module), _claimed(trainer, store):
             self._fill(trainer, store, images_at, "samples drawn", keep_images)
@@ -177,8 +181,8 @@ class SampleMeasurement:
             mine = turn * trainer.world_size + trainer.global_rank
             positions = missing[mine % len(missing)]
             began = time.monotonic()
-            image_BCHW = images_at(positions)
-            features = {name: value.cpu() for name, value in self.comparison.features(image_BCHW).items()}
+            image_BCHW, asked = images_at(positions)
+            features = {name: value.cpu() for name, value in self.comparison.features(image_BCHW, asked).items()}
             features |= {SECONDS: torch.tensor([time.monotonic() - began])}
             if mine < len(missing):
                 store.write(positions, {**features, IMAGES: image_BCHW} if keep_images else features)
@@ -197,10 +201,10 @@ class SampleMeasurement:
         """The training images at these indices, degraded, by their place in the list."""
         module, data = trainer.lightning_module, image_data(trainer)
 
-        def images_at(positions: range) -> Tensor:
+        def images_at(positions: range) -> tuple[Tensor, Sequence[str]]:
             chosen = indices[positions.start : positions.stop]
             image_BCHW = torch.cat(list(training_images(data, module, chosen)))
-            return shown.degrade(image_BCHW.to(trainer.strategy.root_device))
+            return shown.degrade(image_BCHW.to(trainer.strategy.root_device)), ()
 
         return images_at
 
@@ -262,6 +266,8 @@ def _requests(trainer: L.Trainer, draw: Draw) -> Requests:
         if isinstance(conditions, Labels):
             return proportional(conditions.label_N, draw.count)
         return spread(conditions, draw.count)
+    if draw.labels == "held_out":
+        return in_order(image_data(trainer).conditions("validation"), draw.count)
     return uniform(len(class_names(trainer)), draw.count)
 
 

@@ -52,7 +52,8 @@ class SampleMetrics(L.Callback):
         control_images: training images set aside as controls; 0 measures none.
         every_n_images: measure at validations when so many images were trained on since the last time; 0 at every
             validation, null at the end only.
-        labels: classes as frequent as in training, or uniform as ImageNet's protocol has them.
+        labels: what is asked for: classes as frequent as in training, or captions of training images; uniform classes,
+            as ImageNet's protocol has them; or what held-out images have, in their order.
         samplers: on ``test``, each of these in place of the module's.
         guidances: on ``test``, each of these in place of the module's, under each sampler.
         keep: on ``test``, keeps the images under ``samples`` too: as PNG files, or as ADM's npz.
@@ -103,7 +104,7 @@ class SampleMetrics(L.Callback):
             self._comparison.check_count("samples", self.samples)
         else:
             self._comparison.check_count("test_samples", self.test_samples)
-        if self.labels == "frequencies" or self._comparison.needs_references:
+        if self.labels != "uniform" or self._comparison.needs_references:
             image_data(trainer)
         if self._comparison.needs_references:
             if self.control_images:

@@ -1,5 +1,7 @@
 """Several metrics over the same images, with the controls that their values are read against."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -48,9 +50,9 @@ class Comparison:
         """What values depend on besides the images, by network."""
         return {metric.network: metric.protocol() for metric in self.metrics}
 
-    def features(self, image_BCHW: Tensor) -> dict[str, Tensor]:
-        """All networks' features of uint8 images (B, 3, H, W)."""
-        return {name: value for metric in self.metrics for name, value in metric.features(image_BCHW).items()}
+    def features(self, image_BCHW: Tensor, asked: Sequence[str] = ()) -> dict[str, Tensor]:
+        """All networks' features; see SampleMetric.features."""
+        return {name: value for metric in self.metrics for name, value in metric.features(image_BCHW, asked).items()}
 
     def set_references(self, features: FeatureSet) -> None:
         """Gives the reference set to the metrics that bring none."""

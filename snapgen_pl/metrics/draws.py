@@ -9,7 +9,8 @@ from snapgen_pl import rng
 from snapgen_pl.data.conditions import Conditions, Labels
 from snapgen_pl.data.requests import Requests
 
-LabelPolicy: TypeAlias = Literal["frequencies", "uniform"]
+# What is asked for: what training images have, as often; every class alike; what held-out images have, in their order.
+LabelPolicy: TypeAlias = Literal["frequencies", "uniform", "held_out"]
 
 _SEED = 0  # not the run's: measurements compare across runs
 
@@ -53,6 +54,11 @@ def spread(conditions: Conditions, count: int) -> Requests:
         raise ValueError(f"cannot draw {count} samples like {len(conditions)} training images; both must be positive")
     order = _permutation(len(conditions)).tolist()
     return Requests(conditions, [order[position % len(order)] for position in range(count)])
+
+
+def in_order(conditions: Conditions, count: int) -> Requests:
+    """Requests for ``count`` samples with the conditions of a set, in its order, round after round."""
+    return Requests(conditions, [position % len(conditions) for position in range(count)])
 
 
 def disjoint(total: int, sizes: tuple[int, ...]) -> tuple[list[int], ...]:

@@ -1,6 +1,7 @@
 """Kernel and Frechet distances on EfficientNet-Lite0's features, for where there are no Inception weights."""
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ class EffNetDistances(SampleMetric):
             self._network = EfficientNetLite0(self.input_size)
         self._network.to(device)
 
-    def features(self, image_BCHW: Tensor) -> dict[str, Tensor]:
+    def features(self, image_BCHW: Tensor, asked: Sequence[str] = ()) -> dict[str, Tensor]:
         """The pooled features, 1280 wide."""
         return {self.network: self._loaded()(image_BCHW)}
 

@@ -1,6 +1,6 @@
 """FID, sFID, Inception Score, precision and recall: the ImageNet-256 protocol of ADM (Dhariwal and Nichol, 2021)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,7 +110,7 @@ class InceptionMetrics(SampleMetric):
         if self._reference is None and self.reference_path is not None:
             self._reference = self._read(self.reference_path)
 
-    def features(self, image_BCHW: Tensor) -> dict[str, Tensor]:
+    def features(self, image_BCHW: Tensor, asked: Sequence[str] = ()) -> dict[str, Tensor]:
         """Pooled and spatial features, and logits."""
         values = self._loaded()(image_BCHW)
         return {f"{self.network}.{kind}": value for kind, value in zip(_KINDS, values, strict=True)}

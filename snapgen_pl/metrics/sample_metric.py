@@ -1,7 +1,7 @@
 """The contract of metrics that compare drawn images with reference images."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -73,8 +73,13 @@ class SampleMetric(ABC):
         """Reads the reference that the metric brings, on the process that compares; once prepared."""
 
     @abstractmethod
-    def features(self, image_BCHW: Tensor) -> dict[str, Tensor]:
-        """What the network says of uint8 images (B, 3, H, W), by kind: fp32 (B, D)."""
+    def features(self, image_BCHW: Tensor, asked: Sequence[str] = ()) -> dict[str, Tensor]:
+        """What the network says of images, by kind: fp32 (B, D).
+
+        Args:
+            image_BCHW: uint8 (B, 3, H, W).
+            asked: what each was asked for with, a class's name or a caption; nothing for reference images.
+        """
 
     @abstractmethod
     def set_reference(self, features: FeatureSet) -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from snapgen_pl.conditioning.condition import Texts, labels
 from snapgen_pl.data.conditions import Prompts
 from snapgen_pl.data.requests import Requests
-from snapgen_pl.metrics.draws import disjoint, proportional, spread, uniform
+from snapgen_pl.metrics.draws import disjoint, in_order, proportional, spread, uniform
 
 
 def drawn_labels(requests: Requests) -> torch.Tensor:
@@ -61,3 +61,9 @@ def test_texts_are_asked_for_in_another_order_and_round_after_round() -> None:
 def test_labels_of_no_images_are_refused() -> None:
     with pytest.raises(ValueError, match="0 training images"):
         proportional(torch.tensor([], dtype=torch.int64), 5)
+
+
+def test_held_out_texts_are_asked_for_in_their_order() -> None:
+    request = in_order(Prompts(["a", "b", "c"]), 5).at([4, 0])
+    assert isinstance(request.condition, Texts)
+    assert request.condition.captions == ("b", "a")

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class Brightness(SampleMetric):
     def prepare(self, device: torch.device) -> None:
         pass
 
-    def features(self, image_BCHW: Tensor) -> dict[str, Tensor]:
+    def features(self, image_BCHW: Tensor, asked: Sequence[str] = ()) -> dict[str, Tensor]:
         return {"pixels": image_BCHW.float().mean(dim=(2, 3))}
 
     def set_reference(self, features: FeatureSet) -> None:
