@@ -28,16 +28,17 @@ class CaptionedFolderSet(FolderSet):
 
     def __init__(self, folder: Path, entries: Sequence[Entry], captions: Sequence[str]) -> None:
         super().__init__(folder, entries)
-        # Two tensors, for the reason that paths are an array.
+        # Two arrays, for the reason that paths are one.
         self._captions = join_strings(captions)
+        self._text, self._end = (tensor.numpy() for tensor in self._captions.values())
 
     def caption(self, index: int) -> str:
         """What the image's file of text says."""
-        return string_at(self._captions, index)
+        return string_at(self._text, self._end, index)
 
     def captions_digest(self) -> str:
         """SHA-256 over all captions."""
-        return tensors_digest(self._captions._asdict())
+        return tensors_digest(self._captions)
 
 
 class CaptionedFolder(ImageSource):

@@ -6,22 +6,20 @@ is certain), ``label`` (N,) and, where the images have captions, those.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from snapgen_pl.autoencoders.autoencoder import Posterior
 from snapgen_pl.config_files import Value
-from snapgen_pl.data.shards import SPLITS, Content, Manifest, Split, check_share, read_manifest, read_shard
+from snapgen_pl.data.shards import SPLITS, Manifest, Split, SplitShards, check_share, read_manifest, read_shard
 from snapgen_pl.data.source import ImageSource, OpenSource
-from snapgen_pl.data.strings import Strings, join_strings, string_at
+from snapgen_pl.data.strings import join_strings, string_at
 from snapgen_pl.digest import values_digest
 
 FORMAT = "snapgen_pl latents 1"
-FloatArray: TypeAlias = NDArray[np.float16] | NDArray[np.float32]
 
 
 class LatentFacts(NamedTuple):
@@ -95,13 +93,11 @@ def latent_tensors(
             f"latents are not finite in {dtype}; encode with --model.dtype float32 or, where the autoencoder itself "
             "overflows, --model.autoencoder.dtype float32"
         )
-    return tensors if captions is None else tensors | join_strings(captions)._asdict()
+    return tensors if captions is None else tensors | join_strings(captions)
 
 
-class ShardSet:
+class ShardSet(SplitShards):
     """The latents of one split; a :class:`~snapgen_pl.data.source.LatentSet`.
-
-    Shards are mapped into memory, once a process, when they are first asked for.
 
     Args:
         folder: where the shards lie.
@@ -110,53 +106,26 @@ class ShardSet:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: Split) -> None:
-        self.folder, self.plan = folder, manifest.plan
+        super().__init__(folder, manifest, split)
         facts = LatentFacts.of(folder, self.plan.facts)
         self.image_size, self.flips, self.autoencoder = facts.image_size, facts.flips, facts.autoencoder
-        self.shards = [shard for shard in self.plan.shards if shard.split == split]
         self.labels = torch.cat([read_shard(folder, self.plan, shard).tensors["label"] for shard in self.shards])
-        self._open: dict[int, tuple[FloatArray, FloatArray | None]] = {}
-
-    def __len__(self) -> int:
-        """The number of images."""
-        return len(self.labels)
 
     def load(self, indices: Sequence[int], mirrored: Sequence[bool]) -> Posterior:
         """The posteriors of these images, or of their mirror images: (B, C, H, W) as stored."""
-        places = [
-            (self._content(index // self.plan.shard_size), index % self.plan.shard_size, int(flip))
-            for index, flip in zip(indices, mirrored, strict=True)
-        ]
-        # NumPy's views of one latent cost a tenth of torch's.
-        mean_BCHW = np.stack([mean[row, flip] for (mean, _), row, flip in places])
-        stds = [std[row, flip] for (_, std), row, flip in places if std is not None]
+        places = [(*self.at(index), int(flip)) for index, flip in zip(indices, mirrored, strict=True)]
+        mean_BCHW = np.stack([arrays["mean"][row, flip] for arrays, row, flip in places])
+        stds = [arrays["std"][row, flip] for arrays, row, flip in places if "std" in arrays]
         return Posterior(torch.from_numpy(mean_BCHW), torch.from_numpy(np.stack(stds)) if stds else None)
-
-    def read(self, shard: int) -> Content:
-        """A shard of the split, opened and checked."""
-        return read_shard(self.folder, self.plan, self.shards[shard])
-
-    def _content(self, shard: int) -> tuple[FloatArray, FloatArray | None]:
-        if shard not in self._open:
-            tensors = self.read(shard).tensors
-            self._open[shard] = tensors["mean"].numpy(), tensors["std"].numpy() if "std" in tensors else None
-        return self._open[shard]
 
 
 class CaptionedShardSet(ShardSet):
     """Latents of images that have captions; also a :class:`~snapgen_pl.data.conditions.Captioned`."""
 
-    def __init__(self, folder: Path, manifest: Manifest, split: Split) -> None:
-        super().__init__(folder, manifest, split)
-        self._captions: dict[int, Strings] = {}
-
     def caption(self, index: int) -> str:
         """A sentence that says what the image shows."""
-        shard, row = divmod(index, self.plan.shard_size)
-        if shard not in self._captions:
-            tensors = self.read(shard).tensors
-            self._captions[shard] = Strings(tensors["text"], tensors["end"])
-        return string_at(self._captions[shard], row)
+        arrays, row = self.at(index)
+        return string_at(arrays["text"], arrays["end"], row)
 
 
 class Latents(ImageSource):

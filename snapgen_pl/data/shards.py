@@ -8,9 +8,10 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
+from numpy.typing import NDArray
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -21,6 +22,7 @@ from snapgen_pl.digest import tensors_digest
 from snapgen_pl.whole_files import whole_file, write_json
 
 MANIFEST = "manifest.json"
+Array: TypeAlias = NDArray[Any]
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -206,6 +208,34 @@ def read_manifest(folder: Path, format_name: str) -> Manifest:
         )
     except KeyError as error:
         raise ValueError(f"{path} lacks {error}; encode again") from error
+
+
+class SplitShards:
+    """The shards of one split, each mapped into memory, once a process, when it is first asked for.
+
+    Args:
+        folder: where the shards lie.
+        manifest: what they are.
+        split: which.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, split: Split) -> None:
+        self.folder, self.plan = folder, manifest.plan
+        self.shards = [shard for shard in self.plan.shards if shard.split == split]
+        self._open: dict[int, dict[str, Array]] = {}
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return sum(shard.count for shard in self.shards)
+
+    def at(self, index: int) -> tuple[dict[str, Array], int]:
+        """The arrays of the shard that has an image, and the image's row in them."""
+        number, row = divmod(index, self.plan.shard_size)
+        if number not in self._open:
+            tensors = read_shard(self.folder, self.plan, self.shards[number]).tensors
+            # NumPy's views of one row cost a tenth of torch's.
+            self._open[number] = {name: tensor.numpy() for name, tensor in tensors.items()}
+        return self._open[number], row
 
 
 def check_share(folder: Path, manifest: Manifest, verb: str) -> None:

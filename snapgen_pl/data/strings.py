@@ -1,33 +1,22 @@
-"""Texts as tensors, for files that hold tensors alone."""
+"""Texts as tensors, for files and processes that are to hold tensors alone."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
-class Strings(NamedTuple):
-    """Texts, one behind the other.
-
-    Attributes:
-        text: uint8, their UTF-8.
-        end: int64 (N,), where each ends.
-    """
-
-    text: Tensor
-    end: Tensor
-
-
-def join_strings(strings: Sequence[str]) -> Strings:
-    """Packs texts; there must be one at least."""
+def join_strings(strings: Sequence[str]) -> dict[str, Tensor]:
+    """Texts one behind the other: ``text``, uint8, their UTF-8, and ``end``, int64 (N,), where each ends."""
     encoded = [string.encode() for string in strings]
     lengths = torch.tensor([len(string) for string in encoded])
-    return Strings(torch.from_numpy(np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()), lengths.cumsum(0))
+    text = torch.from_numpy(np.frombuffer(b"".join(encoded), dtype=np.uint8).copy())
+    return {"text": text, "end": lengths.cumsum(0)}
 
 
-def string_at(strings: Strings, index: int) -> str:
+def string_at(text: NDArray[np.uint8], end: NDArray[np.int64], index: int) -> str:
     """One of the texts."""
-    start = int(strings.end[index - 1]) if index else 0
-    return bytes(strings.text[start : int(strings.end[index])].numpy()).decode()
+    start = int(end[index - 1]) if index else 0
+    return text[start : int(end[index])].tobytes().decode()

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from snapgen_pl.conditioning.condition import TextStates
 from snapgen_pl.config_files import Value
-from snapgen_pl.data.shards import Manifest, Split, check_share, read_manifest, read_shard
+from snapgen_pl.data.shards import Array, Manifest, Split, SplitShards, check_share, read_manifest
 
 FORMAT = "snapgen_pl text states 1"
 
@@ -64,7 +65,7 @@ def text_tensors(states: Sequence[TextStates], dtype: str) -> dict[str, Tensor]:
 
     Args:
         states: of the captions, in order; each as the encoder gives it.
-        dtype: float16, bfloat16 or float32.
+        dtype: float16 or float32.
 
     Raises:
         ValueError: where the type cannot hold a state.
@@ -93,16 +94,8 @@ def _lengths(states: TextStates) -> Tensor:
     return (states.mask_BS * places_S).amax(dim=1)
 
 
-class _Open(NamedTuple):
-    tokens: Tensor
-    token_end: Tensor
-    pooled: Tensor | None
-
-
-class StoredTexts:
+class StoredTexts(SplitShards):
     """The states of one split's captions; :class:`~snapgen_pl.data.conditions.StoredStates`.
-
-    Shards are mapped into memory, once a process, when they are first asked for.
 
     Args:
         folder: where the shards lie.
@@ -111,36 +104,30 @@ class StoredTexts:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: Split) -> None:
-        self.folder, self.plan = folder, manifest.plan
-        self.facts = TextFacts.of(folder, manifest.plan.facts)
-        self.shards = [shard for shard in manifest.plan.shards if shard.split == split]
-        self._open: dict[int, _Open] = {}
-
-    def __len__(self) -> int:
-        """The number of captions."""
-        return sum(shard.count for shard in self.shards)
+        super().__init__(folder, manifest, split)
+        self.facts = TextFacts.of(folder, self.plan.facts)
 
     def load(self, indices: Sequence[int]) -> TextStates:
         """The states of these captions, padded with zeros: tokens (B, S, D) as stored, S the encoder's tokens."""
-        found = [self._at(index) for index in indices]
-        width = found[0][0].shape[1]
-        tokens_BSD = found[0][0].new_zeros(len(found), self.facts.tokens, width)
-        mask_BS = torch.zeros(len(found), self.facts.tokens, dtype=torch.bool)
-        for row, (tokens_SD, _) in enumerate(found):
+        places = [self.at(index) for index in indices]
+        texts = [_tokens(arrays, row) for arrays, row in places]
+        tokens_BSD = np.zeros((len(texts), self.facts.tokens, texts[0].shape[1]), texts[0].dtype)
+        for row, tokens_SD in enumerate(texts):
             tokens_BSD[row, : len(tokens_SD)] = tokens_SD
-            mask_BS[row, : len(tokens_SD)] = True
-        pooled = [vector for _, vector in found if vector is not None]
-        return TextStates(tokens_BSD, mask_BS if self.facts.masked else None, torch.stack(pooled) if pooled else None)
+        length_B = torch.tensor([len(tokens_SD) for tokens_SD in texts])
+        mask_BS = torch.arange(self.facts.tokens) < length_B[:, None]
+        pooled = [arrays["pooled"][row] for arrays, row in places if "pooled" in arrays]
+        return TextStates(
+            torch.from_numpy(tokens_BSD),
+            mask_BS if self.facts.masked else None,
+            torch.from_numpy(np.stack(pooled)) if pooled else None,
+        )
 
-    def _at(self, index: int) -> tuple[Tensor, Tensor | None]:
-        shard, row = divmod(index, self.plan.shard_size)
-        if shard not in self._open:
-            tensors = read_shard(self.folder, self.plan, self.shards[shard]).tensors
-            self._open[shard] = _Open(tensors["tokens"], tensors["token_end"], tensors.get("pooled"))
-        opened = self._open[shard]
-        start = int(opened.token_end[row - 1]) if row else 0
-        pooled = None if opened.pooled is None else opened.pooled[row]
-        return opened.tokens[start : int(opened.token_end[row])], pooled
+
+def _tokens(arrays: Mapping[str, Array], row: int) -> Array:
+    end = arrays["token_end"]
+    tokens: Array = arrays["tokens"][end[row - 1] if row else 0 : end[row]]
+    return tokens
 
 
 class TextStateFolder:

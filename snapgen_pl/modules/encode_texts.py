@@ -28,7 +28,7 @@ class EncodeTexts(L.LightningModule):
 
     folder = "texts"
 
-    def __init__(self, encoder: TextEncoder, dtype: Literal["float16", "bfloat16", "float32"] = "float16") -> None:
+    def __init__(self, encoder: TextEncoder, dtype: Literal["float16", "float32"] = "float16") -> None:
         super().__init__()
         self.encoder, self.dtype_stored = encoder, dtype
 
