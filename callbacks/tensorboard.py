@@ -40,7 +40,8 @@ class RunPage(L.Callback):
 
     Args:
         metrics: tags that rank runs in the HPARAMS tab, by their latest value.
-        charts: of the CUSTOM SCALARS tab: the tags of each, as regular expressions.
+        charts: of the CUSTOM SCALARS tab: the tags of each, as regular expressions. Modules that distil get one more a
+            term, and one of it by time.
     """
 
     def __init__(
@@ -58,11 +59,11 @@ class RunPage(L.Callback):
             return
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                self._write(logger.experiment, folder / "config.yaml")
+                self._write(logger.experiment, folder / "config.yaml", self.charts | _charts_of_terms(pl_module))
 
-    def _write(self, writer: SummaryWriter, config: Path) -> None:
+    def _write(self, writer: SummaryWriter, config: Path, charts: Mapping[str, list[str]]) -> None:
         writer.add_text("config", f"```yaml\n{config.read_text(encoding='utf-8')}\n```")
-        writer.add_custom_scalars({"run": {name: ["Multiline", tags] for name, tags in self.charts.items()}})
+        writer.add_custom_scalars({"run": {name: ["Multiline", tags] for name, tags in charts.items()}})
         # By hand: SummaryWriter.add_hparams opens a run of its own, Lightning's log_hyperparams adds a point at step 0.
         # Of the metrics only the names count.
         for summary in hparams(hyperparameters(load_config(config)), dict.fromkeys(self.metrics, 0)):  # type: ignore[no-untyped-call]
@@ -75,6 +76,13 @@ def hyperparameters(config: Value) -> dict[str, bool | int | float | str]:
         key.replace(".init_args", ""): value
         for key, value in flatten(config).items()
         if key.startswith(_HPARAMS) and isinstance(value, bool | int | float | str)
+    }
+
+
+def _charts_of_terms(pl_module: L.LightningModule) -> dict[str, list[str]]:
+    terms = [name for name in getattr(pl_module, "validated", ()) if name != "task"]
+    return {name: [f"train/{name}$", f"val/{name}$"] for name in terms} | {
+        f"{name} by time": [f"val_{name}_by_t/.*", f"train_by_t/{name}/.*"] for name in terms
     }
 
 

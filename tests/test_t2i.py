@@ -1,6 +1,7 @@
 """Text to image through the command line: the committed experiments, real classes, small sizes."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from snapgen_pl import rng
 from snapgen_pl.__main__ import main
@@ -25,6 +28,7 @@ STAGES = [
     {"channels": 64, "down": [{"layers": 1}], "up": [{"layers": 1}, {"layers": 1}], "self_attention": True},
 ]
 SMALL_TRAINER = {
+    "log_every_n_steps": 1,
     "accelerator": "cpu",
     "max_steps": 2,
     "val_check_interval": 2,
@@ -157,6 +161,25 @@ def test_the_real_experiments_encode_distil_and_leave_a_checkpoint_without_teach
     names = {name.split(".")[0] for name in saved["state_dict"]}
     assert names == {"denoiser", "conditioner", "feature_loss"}
     assert [name for name in saved["state_dict"] if name.startswith("conditioner")] == ["conditioner.null"]
+
+
+def test_curves_of_the_terms_stand_together(distilled: Path) -> None:
+    events = EventAccumulator(str(distilled)).Reload()
+    layout = Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
+    assert {"kd", "kd by time", "feature", "feature by time"} <= charts.keys()
+    scalars = events.Tags()["scalars"]
+    for title in ("kd", "kd by time", "feature", "feature by time"):
+        for tag in charts[title]:
+            assert any(re.match(tag, written) for written in scalars), (title, tag)
+    assert {"train/lambda", "train/ratio_kd", "train/clamped_feature"} <= set(scalars)
+
+
+def test_held_out_captions_are_predicted_without_reading_the_teacher(
+    distilled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("snapgen_pl.teachers.sd3.SD3Teacher.ready", None)
+    assert main(["predict", "--run", str(distilled), "--data.samples", "2"]) == 0
 
 
 def test_prompts_are_drawn_without_data_or_teacher(

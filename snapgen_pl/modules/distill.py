@@ -65,6 +65,7 @@ class Distill(Pretrain):
         if min(output_weight, feature_weight) < 0:
             raise ValueError(f"output_weight is {output_weight}, feature_weight {feature_weight}; both must be >= 0")
         self.teacher = teacher
+        self._asks = True
         self.feature_loss = FeatureLoss(features) if features else None
         self._weights: dict[Role, float] = {"kd": output_weight}
         if self.feature_loss is not None:
@@ -98,7 +99,8 @@ class Distill(Pretrain):
     def setup(self, stage: str) -> None:
         """Also reads the teacher's weights, where losses are taken."""
         super().setup(stage)
-        if stage == "predict":
+        self._asks = stage != "predict"
+        if not self._asks:
             return
         data = self._data()
         self._check_data(data)
@@ -108,6 +110,8 @@ class Distill(Pretrain):
     def configure_model(self) -> None:
         """Also puts the teacher where it computes."""
         super().configure_model()
+        if not self._asks:
+            return
         mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
         self.teacher.place(self.device, mesh)
 
