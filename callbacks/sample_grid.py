@@ -1,5 +1,7 @@
 """A sheet of samples, each beside the training image that it is most like."""
 
+from textwrap import shorten
+
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -27,9 +29,11 @@ from snapgen_pl.metrics.draws import disjoint
 from snapgen_pl.metrics.nearest import NearestImages
 from snapgen_pl.png import write_png
 
+TITLE = 60  # characters
+
 
 class SampleGrid(L.Callback):
-    """Draws the same labels from the same noise with the EMA weights, again and again while a run goes on.
+    """Draws the same labels or texts from the same noise with the EMA weights, again and again while a run goes on.
 
     A row a class, or a caption; to the right of each sample stands its nearest training image, so that memorising
     shows. Each sheet goes to ``samples/<images seen>.png`` in the run's folder, and to TensorBoard as ``samples``.
@@ -141,7 +145,8 @@ class SampleGrid(L.Callback):
             found = [self._searched[i] for i in self._nearest.search(image_BCHW).index_B.tolist()]
             (neighbours,) = training_images(data, module, found, batch_size=len(found))
             pairs = [Pair(*pair) for pair in zip(image_BCHW.cpu(), neighbours.cpu(), strict=True)]
-            rows.append(Row(in_words(request.condition, data.classes)[0], pairs))
+            name = shorten(in_words(request.condition, data.classes)[0], TITLE, placeholder=" ...")
+            rows.append(Row(name, pairs))
         legend = f"left: sample; right: nearest of {len(self._nearest)} training images (L2 at 16 px, mirrored or not)"
         return contact_sheet(rows, legend)
 

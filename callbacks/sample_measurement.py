@@ -226,7 +226,9 @@ class SampleMeasurement:
 
     def _measurement(self, trainer: L.Trainer, draw: Draw) -> Facts:
         needs = self.comparison.needs_references
-        source = image_data(trainer).source if needs else None
+        data = image_data(trainer) if needs or draw.labels != "uniform" else None
+        source = data.source if data else None
+        captions = {"condition": data.condition} if data and data.condition == "caption" else {}
         return {
             "protocol": PROTOCOL,
             "samples": draw.count,
@@ -234,8 +236,9 @@ class SampleMeasurement:
             "pixels": PIXELS,
             "image_size": drawing_module(trainer.lightning_module).image_size,
             "data": source.fingerprint if source else None,
-            "references": min(self.references, len(source.train) - self.control_images) if source else None,
-            "control_images": self.control_images if source else None,
+            "references": min(self.references, len(source.train) - self.control_images) if source and needs else None,
+            "control_images": self.control_images if needs else None,
+            **captions,
             "metrics": self.comparison.protocol(),
         }
 

@@ -21,6 +21,7 @@ from callbacks.sampling import (
     logged_step,
     samples_folder,
 )
+from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.flow.samplers import Sampler
 from snapgen_pl.metrics.comparison import Comparison
@@ -104,6 +105,10 @@ class SampleMetrics(L.Callback):
             self._comparison.check_count("samples", self.samples)
         else:
             self._comparison.check_count("test_samples", self.test_samples)
+        data = getattr(trainer, "datamodule", None)
+        if self.labels == "uniform" and isinstance(data, ImageData) and data.condition == "caption":
+            raise ValueError("labels are uniform, which is of classes, but the data give captions; set labels to "
+                             "frequencies or held_out")  # fmt: skip
         if self.labels != "uniform" or self._comparison.needs_references:
             image_data(trainer)
         if self._comparison.needs_references:

@@ -133,7 +133,7 @@ class ShardWriter(L.Callback):
         write_manifest(self._folder, self._plan, made)
         size = sum((self._folder / shard.file).stat().st_size for shard in self._plan.shards)
         print(
-            f"{sum(self._plan.counts)} images in {len(self._plan.shards)} shards, {size / 1e9:.2f} GB: "
+            f"{sum(self._plan.counts)} {self._data.read}s in {len(self._plan.shards)} shards, {size / 1e9:.2f} GB: "
             f"{self._folder / MANIFEST}",
             flush=True,
         )

@@ -36,7 +36,7 @@ TRAINER_VERBS = {
 }
 
 FUNCTION_VERBS = {
-    "generate": Verb("snapgen_pl.generate:generate", "draw images of named classes from a run, as PNG files"),
+    "generate": Verb("snapgen_pl.generate:generate", "draw images of classes or prompts from a run, as PNG files"),
     "report": Verb("snapgen_pl.metrics.stored_images:report", "measure drawn images on disk: FID and its like"),
     "reference": Verb("snapgen_pl.metrics.stored_images:reference", "make the reference that reports compare with"),
     "table": Verb("snapgen_pl.tables.table:table", "print a table of published results", positional=True),

@@ -99,6 +99,8 @@ def generate(
     known = source.classes() if model.takes == "label" else ()
     pictures = lay_out(_prompts(model.takes, known, classes, prompt, prompts, layout), layout, count)
     kept = None if encoders is None else [name.strip() for name in encoders.split(",") if name.strip()]
+    if kept == []:
+        raise ValueError("--encoders names none; name some, or leave it out for all of them")
     if kept is not None:
         model.keep(Texts(("",), {}), kept)  # says so now, if there is no such encoder
     settings = _settings(source, config, encoders)
@@ -142,8 +144,13 @@ def _built(config: dict[str, Value]) -> Any:
     model = config["model"]
     assert isinstance(model, dict)
     module, _, name = str(model["class_path"]).rpartition(".")
-    kind: type = getattr(importlib.import_module(module), name)
-    drawing: type = getattr(kind, "draws_as", kind)
+    try:
+        kind: type = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"the run's module cannot be imported ({error}); use the code that it was made with"
+        ) from error
+    drawing: type = vars(kind).get("draws_as", kind)  # not of a base: a subclass may draw otherwise
     takes = inspect.signature(drawing).parameters
     init_args = {key: value for key, value in arguments(model).items() if drawing is kind or key in takes}
     path = f"{drawing.__module__}.{drawing.__qualname__}"
@@ -155,9 +162,8 @@ def _built(config: dict[str, Value]) -> Any:
 
 def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Puts the averaged weights in, those that drawing needs, where it is done."""
-    missing = model.load_state_dict(weights, strict=False).missing_keys
-    if missing:
-        raise ValueError(f"the checkpoint lacks {len(missing)} of the run's weights, such as {missing[0]}")
+    parts = {name for name, _ in model.named_children()}
+    model.load_state_dict({name: weight for name, weight in weights.items() if name.split(".")[0] in parts})
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 

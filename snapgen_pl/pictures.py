@@ -101,11 +101,21 @@ def _geneval(path: Path) -> list[Prompt]:
 
 def _geneval_text(path: Path, index: int, line: str) -> str:
     try:
-        return str(json.loads(line)["prompt"])
-    except (ValueError, KeyError, TypeError) as error:
+        return _checked(json.loads(line)["prompt"], f"line {index + 1} of {path}")
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"line {index + 1} of {path} is no JSON object with a prompt ({error})") from error
 
 
 def _dpg(path: Path) -> list[Prompt]:
     files = sorted(path.iterdir())
-    return [Prompt(file.stem, file.read_text(encoding="utf-8").strip()) for file in files if file.suffix == ".txt"]
+    return [
+        Prompt(file.stem, _checked(file.read_text(encoding="utf-8"), str(file)))
+        for file in files
+        if file.suffix == ".txt"
+    ]
+
+
+def _checked(prompt: object, where: str) -> str:
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(f"{where} holds no prompt but {prompt!r}; write one")
+    return prompt.strip()

@@ -107,6 +107,7 @@ def test_a_run_killed_before_its_manifest_has_only_that_left_to_write(
     assert_equal_to_the_bit(encoded, folder)
 
 
+@pytest.mark.slow
 def test_two_processes_killed_and_started_again_write_the_same_shards(
     encoded: Path, images: Path, autoencoder: Path, tmp_path: Path
 ) -> None:

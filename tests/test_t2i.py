@@ -14,6 +14,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from snapgen_pl import rng
 from snapgen_pl.__main__ import main
+from snapgen_pl.pictures import read_prompts
 from snapgen_pl.png import to_pil, write_png
 from tests.conditioning import tiny_clip, tiny_gemma, tiny_sd3, tiny_t5
 from tests.teachers.tiny import mmdit
@@ -73,13 +74,13 @@ def source(photos: Path) -> dict[str, Any]:
     return {"class_path": "snapgen_pl.data.captioned_folder.CaptionedFolder", "init_args": {"root": str(photos)}}
 
 
-def encode(folder: Path, photos: Path, name: str, encoder: dict[str, Any], config: Path) -> Path:
+def encode(folder: Path, photos: Path, name: str, encoder: dict[str, Any], configs: list[Path]) -> Path:
     delta = {
         "model": {"init_args": {"encoder": encoder}},
         "data": {"init_args": {"source": source(photos), "batch_size": 8, "shard_size": 16}},
         "trainer": {"accelerator": "cpu"},
     }
-    return run("predict", folder, [config], delta, name) / "texts"
+    return run("predict", folder, configs, delta, name) / "texts"
 
 
 def encoders(pipeline: Path) -> dict[str, Any]:
@@ -103,10 +104,13 @@ def distilled(photos: Path, pipeline: Path, tmp_path_factory: pytest.TempPathFac
     }
     latents = run("predict", folder, [REAL / "encode.yaml"], delta) / "latents"
     small = encoders(pipeline)
-    states = {
-        name: str(encode(folder, photos, f"t2i-{name}", encoder, REAL / "encode_texts.yaml"))
-        for name, encoder in small.items()
-    }
+    states = {}
+    for name, encoder in small.items():
+        files = list(dict.fromkeys([REAL / "encode_clip_l.yaml", REAL / f"encode_{name}.yaml"]))
+        # What the files say of an encoder stands, but for where a small one lies.
+        places = {key: value for key, value in encoder["init_args"].items() if key in ("path", "dtype", "tokens")}
+        places |= {"subfolder": "gemma", "tokenizer_subfolder": "gemma"} if name == "gemma" else {}
+        states[name] = str(encode(folder, photos, f"t2i-{name}", {"init_args": places}, files))
     teacher = {
         "path": str(pipeline),
         "placement": "replicated",
@@ -253,6 +257,7 @@ def test_benchmarks_find_what_they_read(distilled: Path, tmp_path: Path) -> None
         (["--prompts", "nowhere.txt"], "--prompts nowhere.txt cannot be read for the layout plain"),
         (["--prompt", "a", "--layout", "dpg"], "--layout dpg reads the benchmark's own prompts"),
         (["--prompt", "a", "--encoders", "t5"], "no encoders ['t5']; there are"),
+        (["--prompt", "a", "--encoders", ","], "--encoders names none"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(
@@ -261,6 +266,22 @@ def test_what_cannot_be_drawn_is_refused(
     assert main(["generate", "--run", str(distilled), "--out", str(tmp_path / "out"), *words]) == 1
     assert said in capsys.readouterr().err.replace("\n", " ")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("line", ['{"prompt": null}', '{"prompt": " "}', '{"tag": 1}', "[]", "a cat"])
+def test_a_line_that_is_no_prompt_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "metadata.jsonl").write_text(f'{{"prompt": "a cat"}}\n{line}\n')
+    with pytest.raises(ValueError, match=r"line 2 of .*metadata\.jsonl"):
+        read_prompts(tmp_path / "metadata.jsonl", "geneval")
+
+
+def test_the_gemma_file_leaves_nothing_of_clip(capsys: pytest.CaptureFixture[str]) -> None:
+    files = [word for name in ("clip_l", "gemma") for word in ("--config", str(REAL / f"encode_{name}.yaml"))]
+    with pytest.raises(SystemExit, match="0"):
+        main(["predict", *files, "--print_config"])
+    encoder = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["encoder"]
+    assert encoder["class_path"].endswith("GemmaText")
+    assert (encoder["init_args"]["path"], encoder["init_args"]["subfolder"]) == ("google/gemma-2-2b", "")
 
 
 def test_another_command_writes_over_nothing(
@@ -281,7 +302,7 @@ MINILM = {
 @pytest.fixture(scope="module")
 def emoji_texts(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("emoji")
-    return encode(folder, photos, "emoji-texts", MINILM, EMOJI / "encode_texts.yaml")
+    return encode(folder, photos, "emoji-texts", MINILM, [EMOJI / "encode_texts.yaml"])
 
 
 def small_emoji(photos: Path, texts: Path, denoiser: dict[str, Any]) -> dict[str, Any]:

@@ -120,6 +120,7 @@ def read_caption(image: Path, key: str) -> str:
     try:
         content = file.read_text(encoding="utf-8")
         caption = json.loads(content)[key] if file == record else content
+        str(caption).encode()  # JSON may escape what is no text
     except FileNotFoundError as error:
         raise ValueError(f"{image} has no caption; write it to {text.name} or {record.name} beside it") from error
     except (ValueError, KeyError, TypeError) as error:

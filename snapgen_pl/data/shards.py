@@ -197,7 +197,7 @@ def read_manifest(folder: Path, format_name: str) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
-    if content.pop("format", None) != format_name:
+    if not isinstance(content, dict) or content.pop("format", None) != format_name:
         raise ValueError(f"{path} is not of format {format_name!r}; give another folder, or encode again")
     try:
         source, counts, shard_size = content.pop("source"), content.pop("counts"), content.pop("shard_size")
@@ -206,8 +206,8 @@ def read_manifest(folder: Path, format_name: str) -> Manifest:
         return Manifest(
             Plan(format_name, content, source, (counts["train"], counts["validation"]), shard_size), digests
         )
-    except KeyError as error:
-        raise ValueError(f"{path} lacks {error}; encode again") from error
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} lacks what a manifest says ({error}); encode again") from error
 
 
 class SplitShards:

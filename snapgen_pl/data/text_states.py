@@ -60,38 +60,57 @@ class TextFacts(NamedTuple):
         raise ValueError(f"the manifest in {folder} does not say what its states are of; encode again")
 
 
-def text_tensors(states: Sequence[TextStates], dtype: str) -> dict[str, Tensor]:
-    """What a shard holds.
+class PackedStates(NamedTuple):
+    """States as they are stored, of a batch of captions.
+
+    Attributes:
+        tokens_TD: those of all captions one behind the other, masked padding left out.
+        length_B: tokens of each caption.
+        pooled_BP: one vector a caption; None where the encoder gives none.
+    """
+
+    tokens_TD: Tensor
+    length_B: Tensor
+    pooled_BP: Tensor | None
+
+
+def packed(states: TextStates, dtype: str) -> PackedStates:
+    """Packs what an encoder gives.
 
     Args:
-        states: of the captions, in order; each as the encoder gives it.
+        states: of a batch of captions.
         dtype: float16 or float32.
 
     Raises:
         ValueError: where the type cannot hold a state.
     """
     kind = getattr(torch, dtype)
-    rows, lengths = [], []
-    for batch in states:
-        length_B = _lengths(batch)
-        rows += [tokens_SD[:length] for tokens_SD, length in zip(batch.tokens_BSD, length_B.tolist(), strict=True)]
-        lengths.append(length_B)
-    tensors = {"tokens": torch.cat(rows).to(kind), "token_end": torch.cat(lengths).cumsum(0)}
-    pooled = [batch.pooled_BP for batch in states if batch.pooled_BP is not None]
-    if pooled:
-        tensors["pooled"] = torch.cat(pooled).to(kind)
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+    length_B = _lengths(states)
+    kept_BS = torch.arange(states.tokens_BSD.shape[1], device=length_B.device) < length_B[:, None]
+    tokens_TD = states.tokens_BSD[kept_BS].to(kind)
+    pooled_BP = None if states.pooled_BP is None else states.pooled_BP.to(kind)
+    if not all(part.isfinite().all() for part in (tokens_TD, pooled_BP) if part is not None):
         raise ValueError(f"the text encoder gives states that {dtype} cannot hold; set --model.dtype float32")
-    return tensors
+    return PackedStates(tokens_TD, length_B, pooled_BP)
+
+
+def text_tensors(parts: Sequence[PackedStates]) -> dict[str, Tensor]:
+    """What a shard holds, of the states of its captions, in order."""
+    tensors = {
+        "tokens": torch.cat([part.tokens_TD for part in parts]),
+        "token_end": torch.cat([part.length_B for part in parts]).cumsum(0),
+    }
+    pooled = [part.pooled_BP for part in parts if part.pooled_BP is not None]
+    return tensors | ({"pooled": torch.cat(pooled)} if pooled else {})
 
 
 def _lengths(states: TextStates) -> Tensor:
     """Tokens of each text, up to the last that is not masked."""
     batch, tokens = states.tokens_BSD.shape[:2]
+    device = states.tokens_BSD.device
     if states.mask_BS is None:
-        return torch.full((batch,), tokens)
-    places_S = torch.arange(1, tokens + 1, device=states.mask_BS.device)
-    return (states.mask_BS * places_S).amax(dim=1)
+        return torch.full((batch,), tokens, device=device)
+    return (states.mask_BS * torch.arange(1, tokens + 1, device=device)).amax(dim=1)
 
 
 class StoredTexts(SplitShards):

@@ -7,12 +7,12 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from snapgen_pl.conditioning.condition import TextStates, texts
+from snapgen_pl.conditioning.condition import texts
 from snapgen_pl.conditioning.text_encoder import TextEncoder
 from snapgen_pl.data.encoding_data import encoding_data
 from snapgen_pl.data.requests import Request
 from snapgen_pl.data.shards import Plan
-from snapgen_pl.data.text_states import FORMAT, TextFacts, text_tensors
+from snapgen_pl.data.text_states import FORMAT, PackedStates, TextFacts, packed, text_tensors
 
 
 class EncodeTexts(L.LightningModule):
@@ -40,10 +40,11 @@ class EncodeTexts(L.LightningModule):
         facts = TextFacts(encoder.identity, encoder.fingerprint(), encoder.tokens, encoder.masked, self.dtype_stored)
         return data.plan(FORMAT, facts.as_json())
 
-    def predict_step(self, batch: Request, batch_idx: int) -> TextStates:
-        """The states of a batch of captions."""
-        return self.encoder.encode(texts(batch.condition).captions)
+    def predict_step(self, batch: Request, batch_idx: int) -> PackedStates:
+        """The states of a batch of captions, as they will be stored: a shard's wait for each other in memory."""
+        states = self.encoder.to(self.device).encode(texts(batch.condition).captions)
+        return packed(states, self.dtype_stored)
 
-    def shard(self, predictions: Sequence[TextStates], positions: range) -> dict[str, Tensor]:
+    def shard(self, predictions: Sequence[PackedStates], positions: range) -> dict[str, Tensor]:
         """The tensors of a shard, of the predictions of its batches, in order."""
-        return text_tensors(predictions, self.dtype_stored)
+        return text_tensors(predictions)

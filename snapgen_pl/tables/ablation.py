@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from snapgen_pl.experiments import experiments_dir
-from snapgen_pl.models.count import count
-from snapgen_pl.tables.declared import CLASS_TEXT_TOKENS, declared_denoiser, measured_fids
+from snapgen_pl.tables.declared import CLASS_TEXT_TOKENS, declared_cost, measured_fids
 from snapgen_pl.tables.layout import Table, number
 from snapgen_pl.tables.published import ABLATION
 
@@ -55,8 +54,8 @@ def ablation(fids: Mapping[str, float]) -> list[AblationRow]:
     folder = experiments_dir() / "imagenet256" / "ablation"
     rows: list[AblationRow] = []
     for step in ABLATION:
-        denoiser = declared_denoiser(folder / f"{step.file}.yaml")
-        small, large = (count(denoiser, size, CLASS_TEXT_TOKENS) for size in (32, 128))
+        file = folder / f"{step.file}.yaml"
+        small, large = (declared_cost(file, size=size, tokens=CLASS_TEXT_TOKENS) for size in (32, 128))
         before = None if step.against is None else rows[step.against]
         rows.append(
             AblationRow(

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from snapgen_pl.experiments import experiments_dir
-from snapgen_pl.models.count import TRAINING_FLOPS_A_MAC, Cost, count
-from snapgen_pl.tables.declared import CLASS_TEXT_TOKENS, declared_denoiser
+from snapgen_pl.models.count import TRAINING_FLOPS_A_MAC, Cost
+from snapgen_pl.tables.declared import CLASS_TEXT_TOKENS, declared_cost
 from snapgen_pl.tables.layout import Table, number
 
 BATCH = 256
@@ -51,8 +51,8 @@ def cost(records: Path) -> list[CostRow]:
         records: folder with ``unet_cpu.json`` and ``unet_cuda.json``, as ``python -m benchmarks.unet`` writes them.
     """
     folder = experiments_dir() / "imagenet256"
-    snapgen = count(declared_denoiser(folder / "ablation" / "8_reference.yaml"), 32, CLASS_TEXT_TOKENS)
-    dit = count(declared_denoiser(folder / "peers" / "dit_xl.yaml"), 32, 1)
+    snapgen = declared_cost(folder / "ablation" / "8_reference.yaml", size=32, tokens=CLASS_TEXT_TOKENS)
+    dit = declared_cost(folder / "peers" / "dit_xl.yaml", size=32, tokens=1)
     speeds = [*_assumed("SnapGen", snapgen), *_assumed("DiT-XL", dit), *_measured(records)]
     return [
         CostRow(model, schedule, device, basis, round(speed, 3), round(steps * BATCH / speed / 3600, 1))

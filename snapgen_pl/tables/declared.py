@@ -1,6 +1,7 @@
 """What configurations declare, and what was measured of it."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from jsonargparse import ArgumentParser
 
 from snapgen_pl.experiments import experiments_dir
 from snapgen_pl.metrics.fid_report import FIDReport, check_comparable, read_report
+from snapgen_pl.models.count import Cost, count
 from snapgen_pl.models.denoiser import Denoiser
 
 CLASS_TEXT_TOKENS = 77
@@ -29,6 +31,19 @@ def declared_denoiser(*files: Path, **arguments: int) -> Denoiser:
     with torch.device("meta"):
         built: Denoiser = parser.instantiate(parser.parse_object({"denoiser": denoiser})).denoiser
     return built
+
+
+@cache
+def declared_cost(*files: Path, size: int, tokens: int, **arguments: int) -> Cost:
+    """What a denoiser that configurations declare costs; counted once a process, for several tables show it.
+
+    Args:
+        files: as in :func:`declared_denoiser`.
+        size: side of the latent.
+        tokens: context tokens.
+        arguments: as in :func:`declared_denoiser`.
+    """
+    return count(declared_denoiser(*files, **arguments), size, tokens)
 
 
 def measured_fids(reports: Path | None) -> Mapping[str, float]:

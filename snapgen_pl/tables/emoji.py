@@ -12,9 +12,8 @@ import yaml
 from snapgen_pl.digest import values_digest
 from snapgen_pl.experiments import experiments_dir
 from snapgen_pl.metrics.fid_report import FIDReport, check_comparable, parse_report
-from snapgen_pl.models.count import count
 from snapgen_pl.models.denoiser import Denoiser
-from snapgen_pl.tables.declared import declared_denoiser
+from snapgen_pl.tables.declared import declared_cost, declared_denoiser
 from snapgen_pl.tables.layout import Table, number
 from snapgen_pl.whole_files import write_json
 
@@ -133,7 +132,11 @@ class SmallRow(NamedTuple):
 
 def small_denoiser(row: str) -> Denoiser:
     """A row's network, on the meta device."""
-    return declared_denoiser(TABLE / "base.yaml", TABLE / f"{row}.yaml")
+    return declared_denoiser(*_files(row))
+
+
+def _files(row: str) -> tuple[Path, Path]:
+    return TABLE / "base.yaml", TABLE / f"{row}.yaml"
 
 
 def emoji(records: Sequence[RowRecord], times: Mapping[str, float]) -> list[SmallRow]:
@@ -147,7 +150,7 @@ def emoji(records: Sequence[RowRecord], times: Mapping[str, float]) -> list[Smal
     reference = _values(runs[REFERENCE])
     rows = []
     for key, name in ROWS.items():
-        cost = count(small_denoiser(key), LATENT_SIZE, tokens=1)
+        cost = declared_cost(*_files(key), size=LATENT_SIZE, tokens=1)
         row = _row(name, round(cost.params_m, 2), round(cost.gmacs, 3), runs[key], reference)
         rows.append(row._replace(step_time=times.get(key)))
     return rows

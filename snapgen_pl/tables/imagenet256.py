@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from snapgen_pl.experiments import experiments_dir
-from snapgen_pl.models.count import count
-from snapgen_pl.tables.declared import declared_denoiser, measured_fids
+from snapgen_pl.tables.declared import declared_cost, measured_fids
 from snapgen_pl.tables.layout import Table, number
 from snapgen_pl.tables.published import IMAGENET256, NOT_REPRODUCED
 
@@ -49,8 +48,12 @@ def imagenet256(fids: Mapping[str, float]) -> list[ModelRow]:
     folder = experiments_dir() / "imagenet256"
     rows = []
     for published in IMAGENET256:
-        denoiser = declared_denoiser(folder / published.file, in_channels=published.channels)
-        cost = count(denoiser, published.latent_size, published.tokens)
+        cost = declared_cost(
+            folder / published.file,
+            size=published.latent_size,
+            tokens=published.tokens,
+            in_channels=published.channels,
+        )
         rows.append(
             ModelRow(
                 published.model,

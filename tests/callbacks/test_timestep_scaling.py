@@ -88,6 +88,7 @@ def test_the_modules_logs_tell_of_the_scaling(images: Path, tmp_path: Path) -> N
     assert scalars["train/loss"][3] == pytest.approx(observer.losses[-1])
 
 
+@pytest.mark.slow
 def test_a_run_resumed_between_two_steps_has_the_same_bins_and_weights(images: Path, tmp_path: Path) -> None:
     straight = distilled_run.train(images, tmp_path / "straight", 6, TimestepAwareScaling(ratio="bin"))
     distilled_run.train(images, tmp_path / "parts", 3, TimestepAwareScaling(ratio="bin"))

@@ -110,6 +110,7 @@ def test_precision_and_recall_take_the_first_so_many_references_and_moments_all(
     assert few.protocol()["manifold_references"] == 10
 
 
+@pytest.mark.slow
 def test_images_on_disk_are_reported_by_name_value_and_protocol(
     weights: Path, metric: InceptionMetrics, real: MemoryFeatures, drawn: MemoryFeatures, tmp_path: Path
 ) -> None:

@@ -134,7 +134,7 @@ def test_nothing_of_the_teacher_is_trained_or_kept(images: Path, run: Path, tmp_
     assert all((after - start).abs().max() > 0 for after, start in moved)
 
 
-@pytest.mark.parametrize("ratio", ["sample", "bin"])
+@pytest.mark.parametrize("ratio", [pytest.param("sample", marks=pytest.mark.slow), "bin"])
 def test_stopping_and_resuming_changes_nothing(images: Path, run: Path, tmp_path: Path, ratio: Any) -> None:
     def callbacks() -> list[L.Callback]:
         return [TimestepAwareScaling(ratio=ratio)]
