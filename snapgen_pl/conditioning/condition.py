@@ -51,6 +51,21 @@ def in_words(condition: Condition, classes: Sequence[str]) -> list[str]:
     )
 
 
+def first(condition: Condition) -> Condition:
+    """The condition of the first sample alone."""
+    if isinstance(condition, Tensor):
+        return condition[:1]
+    states = {
+        name: TextStates(
+            state.tokens_BSD[:1],
+            None if state.mask_BS is None else state.mask_BS[:1],
+            None if state.pooled_BP is None else state.pooled_BP[:1],
+        )
+        for name, state in condition.states.items()
+    }
+    return Texts(condition.captions[:1], states, None if condition.kept_BE is None else condition.kept_BE[:1])
+
+
 def labels(condition: Condition) -> Tensor:
     """The condition as labels.
 

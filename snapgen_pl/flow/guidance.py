@@ -105,6 +105,21 @@ def concatenate(first: PreparedConditioning, second: PreparedConditioning) -> Pr
     return _joined(first, second, lambda one, other: torch.cat((one, other)))
 
 
+def repeated(prepared: PreparedConditioning, count: int) -> PreparedConditioning:
+    """A prepared conditioning of one sample as that of ``count``, without their memory."""
+
+    def rows(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.expand(count, *tensor.shape[1:])
+
+    return PreparedConditioning(
+        tuple(key.expand(count, *key.shape[1:]) for key in prepared.keys),
+        tuple(value.expand(count, *value.shape[1:]) for value in prepared.values),
+        rows(prepared.mask_BS),
+        rows(prepared.embedding_BE),
+        rows(prepared.tokens_BSE),
+    )
+
+
 def replace_rows(
     prepared: PreparedConditioning, replacement: PreparedConditioning, replaced_B: Tensor
 ) -> PreparedConditioning:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from snapgen_pl.conditioning.condition import Condition
+from snapgen_pl.conditioning.condition import Condition, first
 from snapgen_pl.conditioning.conditioner import Conditioner
-from snapgen_pl.flow.guidance import Guidance, concatenate, replace_rows
+from snapgen_pl.flow.guidance import Guidance, concatenate, repeated, replace_rows
 from snapgen_pl.metrics.sample_metric import Facts
 from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
 
@@ -46,6 +46,7 @@ class Teacher(ABC):
         self._denoiser = denoiser.eval().requires_grad_(False)
         self._conditioner = conditioner.eval().requires_grad_(False)
         self.guidance = guidance
+        self._nothing: PreparedConditioning | None = None
         self._has_weights = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Teacher":
@@ -177,7 +178,7 @@ class Teacher(ABC):
             raise ValueError(f"{type(self).__name__} has no weights yet; call ready() first")
         # Inference mode off: FSDP would keep buffers made in a validation, and a training could not use them.
         with torch.inference_mode(False), torch.no_grad(), self._precision(x_BCHW.device):
-            unconditional = self._prepared(self._conditioner.unconditional(condition))
+            unconditional = self._unconditional(condition, len(x_BCHW))
             conditional = replace_rows(self._prepared(self._conditioner(condition)), unconditional, nothing_B)
             x_BCHW = x_BCHW.to(self._dtype)
             if self.guidance.scale == 1:
@@ -189,6 +190,12 @@ class Teacher(ABC):
             return DenoiserOutput(
                 self.guidance.combine_at(t_B, *velocities), tuple(feature.chunk(2)[0] for feature in output.features)
             )
+
+    def _unconditional(self, condition: Condition, count: int) -> PreparedConditioning:
+        """What nothing asked for comes to: made once, for everything here is frozen."""
+        if self._nothing is None:
+            self._nothing = self._prepared(self._conditioner.unconditional(first(condition)))
+        return repeated(self._nothing, count)
 
     def _prepared(self, conditioning: Conditioning) -> PreparedConditioning:
         tokens_BSD, mask_BS, pooled_BP = conditioning

@@ -216,7 +216,8 @@ def test_weights_in_several_files_are_the_same_weights(folder: Path, tmp_path: P
     assert len(files) > 3
     assert WEIGHTS not in files
     whole, sharded = teacher(folder), teacher(parts)
-    assert torch.equal(whole(*asked()).velocity_BCHW, sharded(*asked()).velocity_BCHW)
+    # Not to the bit: products of mapped weights are taken otherwise where a file aligns them otherwise.
+    torch.testing.assert_close(sharded(*asked()).velocity_BCHW, whole(*asked()).velocity_BCHW)
     assert whole.identity() == sharded.identity()
 
 
