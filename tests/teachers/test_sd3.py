@@ -217,7 +217,7 @@ def test_weights_in_several_files_are_the_same_weights(folder: Path, tmp_path: P
     assert WEIGHTS not in files
     whole, sharded = teacher(folder), teacher(parts)
     # Not to the bit: products of mapped weights are taken otherwise where a file aligns them otherwise.
-    torch.testing.assert_close(sharded(*asked()).velocity_BCHW, whole(*asked()).velocity_BCHW)
+    torch.testing.assert_close(sharded(*asked()).velocity_BCHW, whole(*asked()).velocity_BCHW, atol=1e-4, rtol=1e-4)
     assert whole.identity() == sharded.identity()
 
 
