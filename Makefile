@@ -21,9 +21,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 quickstart: install
 	$(BIN)/python -m snapgen_pl fit --config experiments/quickstart.yaml
 
-# The published tables in small, row by row; interrupted, it goes on where it was.
+# The tables in small, row by row; interrupted, it goes on where it was.
 experiments: install
 	$(BIN)/python -m benchmarks.emoji_table
+	$(BIN)/python -m benchmarks.emoji_distillation
 
 format: install
 	$(BIN)/ruff format $(SOURCES)

@@ -97,7 +97,13 @@ class SampleMeasurement:
     def __init__(self, comparison: Comparison, batch_size: int, references: int, control_images: int) -> None:
         self.comparison, self.batch_size = comparison, batch_size
         self.references, self.control_images = references, control_images
-        self.controls: dict[str, dict[str, Score]] = {}
+        self.controls = comparison.controls()
+
+    def check_requests(self, trainer: L.Trainer, draw: Draw) -> None:
+        """Raises ValueError where a metric cannot judge what a draw asks for."""
+        if self.comparison.needs_requests:
+            condition = _requests(trainer, draw).at(range(draw.count)).condition
+            self.comparison.check_requests(in_words(condition, class_names(trainer)))
 
     def plan(self, trainer: L.Trainer, draw: Draw) -> Plan:
         """Tells a draw from all others; measures the references first, once a session."""
@@ -137,7 +143,7 @@ class SampleMeasurement:
             self._fill(trainer, store, images_at, "samples drawn", keep_images)
             report = FIDReport(
                 model=Path(trainer.default_root_dir).name,
-                values=self._scores(trainer, store),
+                values=self._scores(trainer, store, drawn=True),
                 controls=self.controls,
                 **plan.identity,
                 seconds=trainer.strategy.broadcast(_seconds(store) if trainer.is_global_zero else 0.0),
@@ -164,7 +170,7 @@ class SampleMeasurement:
         for control in CONTROLS if controls else ():
             shown = self._training_store(trainer, controls, control)
             self._fill(trainer, shown, self._training_images(trainer, controls, control), "controls seen")
-            for name, score in self._scores(trainer, shown).items():
+            for name, score in self._scores(trainer, shown, drawn=False).items():
                 self.controls.setdefault(control.name, {})[name] = score
 
     def _fill(
@@ -191,8 +197,8 @@ class SampleMeasurement:
                 noticed = time.monotonic()
         trainer.strategy.barrier("all is written")
 
-    def _scores(self, trainer: L.Trainer, store: FeatureStore) -> dict[str, Score]:
-        scores = self.comparison.measure(store) if trainer.is_global_zero else None
+    def _scores(self, trainer: L.Trainer, store: FeatureStore, drawn: bool) -> dict[str, Score]:
+        scores = self.comparison.measure(store, drawn) if trainer.is_global_zero else None
         scores = trainer.strategy.broadcast(scores)
         assert scores is not None
         return scores

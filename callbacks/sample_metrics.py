@@ -117,6 +117,9 @@ class SampleMetrics(L.Callback):
             left = len(image_data(trainer).source.train) - self.control_images
             self._comparison.check_count("references (training images less control_images)", min(self.references, left))
         self._comparison.prepare(pl_module.device)
+        self._measurement.check_requests(
+            trainer, Draw(self.samples if stage == "fit" else self.test_samples, self.labels)
+        )
         if trainer.is_global_zero:
             self._comparison.open_references()
 
@@ -171,7 +174,7 @@ class SampleMetrics(L.Callback):
 
     def _measure_and_log(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = drawing_module(pl_module)
-        first = not self._measurement.controls
+        first = self._latest is None
         plan = self._measurement.plan(trainer, Draw(self.samples, self.labels))
         self._latest = self._measurement.report(trainer, plan)
         self._cadence.last = module.images_seen

@@ -1,7 +1,8 @@
-"""Writes what ``predict`` computes of a data set: latents, or states of texts."""
+"""Writes what ``predict`` computes of a data set: latents, states of texts, or a teacher's outputs."""
 
 import signal
 import threading
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,7 +15,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from callbacks.run_manifest import describe_hardware
-from snapgen_pl.data.encoding_data import EncodingData
 from snapgen_pl.data.shards import MANIFEST, Plan, Shard, read_shard, write_manifest, write_shard
 from snapgen_pl.provenance import describe_code
 from snapgen_pl.runs import Run
@@ -36,6 +36,23 @@ class Encodes(Protocol):
 
     def shard(self, predictions: list[Any], positions: range) -> dict[str, Tensor]:
         """The tensors of a shard, of the predictions of its batches, in order."""
+        ...
+
+
+@runtime_checkable
+class ComesInShards(Protocol):
+    """A datamodule that gives what goes into shards, such as :class:`~snapgen_pl.data.encoding_data.EncodingData`.
+
+    Attributes:
+        shards: those to give; None until the writer has said which.
+        read: what is given of each image.
+    """
+
+    shards: Sequence[Shard] | None
+    read: str
+
+    def positions(self, shard: Shard) -> range:
+        """The positions of a shard's samples, as its batches have them."""
         ...
 
 
@@ -61,10 +78,10 @@ class ShardWriter(L.Callback):
             ValueError: where the folder holds those of another encoding, or damaged ones.
         """
         data = getattr(trainer, "datamodule", None)
-        if stage != "predict" or not isinstance(pl_module, Encodes) or not isinstance(data, EncodingData):
+        if stage != "predict" or not isinstance(pl_module, Encodes) or not isinstance(data, ComesInShards):
             raise ValueError(
-                f"ShardWriter serves `predict` with Encode or EncodeTexts and EncodingData, not `{stage}` with "
-                f"{type(pl_module).__name__} and {type(data).__name__}"
+                "ShardWriter serves `predict` with Encode or EncodeTexts and EncodingData, or with EncodeTeacher and "
+                f"TeachingData, not `{stage}` with {type(pl_module).__name__} and {type(data).__name__}"
             )
         self._folder = Path(self.folder) if self.folder else Path(trainer.default_root_dir) / pl_module.folder
         self._module, self._plan, self._data = pl_module, pl_module.plan(), data

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import yaml
@@ -13,6 +13,7 @@ from snapgen_pl.__main__ import main as snapgen
 from snapgen_pl.autoencoders.patch_pca import PatchPCA
 from snapgen_pl.checkpoints import LAST, newest
 from snapgen_pl.conditioning.class_tokens import ClassTokens
+from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.distill.feature_loss import FeaturePair
 from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.models.unet import Block, Stage, UNet
@@ -20,6 +21,7 @@ from snapgen_pl.modules.distill import Distill
 from snapgen_pl.teachers.run import RunTeacher
 from tests import pretrain_run, tiny_run
 
+D = TypeVar("D", bound=Distill)
 PAIRS = (FeaturePair("up.1", "up.1", 64, 32), FeaturePair("middle", "down.0", 64, 32))
 
 
@@ -81,16 +83,21 @@ def teacher_run(images: Path, folder: Path) -> Path:
 
 def distill(run: Path, dropout: float = 0.5, **options: Any) -> Distill:
     """The student of pretrain_run, and the run as its teacher, guided."""
+    return build(Distill, run, dropout, **options)
+
+
+def build(kind: type[D], run: Path, dropout: float = 0.5, **options: Any) -> D:
+    """The same, of any kind."""
     L.seed_everything(0, verbose=False)
     stages = [
         Stage(32, down=[Block()], up=[Block()] * 2),
         Stage(64, down=[Block(layers=1)], up=[Block(layers=1)] * 2, self_attention=True),
     ]
-    return Distill(
-        UNet(stages, middle_layers=1, in_channels=4, context_dim=32, head_dim=32),
-        ClassTokens(2, context_dim=32, dropout=dropout),
-        PatchPCA(patch=4, channels=4),
-        options.pop("teacher", None) or RunTeacher(str(run), guidance=Guidance(2.0)),
+    return kind(
+        denoiser=UNet(stages, middle_layers=1, in_channels=4, context_dim=32, head_dim=32),
+        conditioner=ClassTokens(2, context_dim=32, dropout=dropout),
+        autoencoder=PatchPCA(patch=4, channels=4),
+        teacher=options.pop("teacher", None) or RunTeacher(str(run), guidance=Guidance(2.0)),
         image_size=pretrain_run.SIDE,
         warmup_images=40,
         **({"features": PAIRS} | options),
@@ -98,12 +105,19 @@ def distill(run: Path, dropout: float = 0.5, **options: Any) -> Distill:
 
 
 def train(
-    module: Distill, images: Path, folder: Path, steps: int, resume: bool = False, **options: Any
+    module: Distill,
+    images: Path,
+    folder: Path,
+    steps: int,
+    resume: bool = False,
+    data: ImageData | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Trains (further) and returns the last checkpoint."""
     L.seed_everything(123 if resume else 0, verbose=False)
     trainer = tiny_run.trainer_for(folder, steps, **options)
-    trainer.fit(module, datamodule=pretrain_run.image_data(images), ckpt_path=newest(folder) if resume else None)
+    data = data or pretrain_run.image_data(images)
+    trainer.fit(module, datamodule=data, ckpt_path=newest(folder) if resume else None)
     return tiny_run.load(folder / LAST)
 
 

@@ -9,11 +9,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from benchmarks.emoji_table import begin_again, plot, record
+from benchmarks.emoji_table import plot, trained
+from benchmarks.rows import begin_again
 from snapgen_pl.__main__ import main
 from snapgen_pl.checkpoints import PREVIOUS
 from snapgen_pl.runs import Run
-from snapgen_pl.tables.emoji import emoji, read_records
+from snapgen_pl.tables.emoji import FILES, emoji
+from snapgen_pl.tables.records import read_records
 from tests import sample_run
 from tests.test_experiments import SMALL, SMALL_STAGES, flags
 
@@ -120,12 +122,12 @@ def test_a_row_is_recorded_and_drawn_as_it_ended(
     folder: Path, runs: dict[str, EventAccumulator], tmp_path: Path
 ) -> None:
     for row, events in runs.items():
-        found = record(row, 0, folder)
-        assert found.validation_loss == events.Scalars("val/loss")[-1].value
+        found = trained(row, 0, folder).record()
+        assert found.validation == {"loss": events.Scalars("val/loss")[-1].value}
         assert found.report.values["kid_effnet"].value == pytest.approx(events.Scalars("kid_effnet")[-1].value)
         assert found.training_seconds > 0
         found.write(tmp_path / "records")
-    rows = {row.row: row for row in emoji(read_records(tmp_path / "records"), {})}
+    rows = {row.row: row for row in emoji(read_records(tmp_path / "records", FILES), {})}
     assert rows["U-ViT-H"].seeds == 1
     plot(list(rows.values()), tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as image:

@@ -90,7 +90,7 @@ def test_captions_of_other_data_are_refused(photos: Path, encoded: Path, tmp_pat
     for file in photos.iterdir():
         (other / file.name).write_bytes(file.read_bytes())
     (other / "03.txt").write_text("another caption")
-    with pytest.raises(ValueError, match="are of other captions than the data's"):
+    with pytest.raises(ValueError, match="are of other images or captions than the data's"):
         data(other, encoded).setup("fit")
 
 

@@ -1,5 +1,6 @@
 """What conditioners on classes share."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -46,6 +47,10 @@ class ClassConditioner(Conditioner):
                 f"set --model.conditioner.num_classes {len(classes)} or more"
             )
         return None
+
+    def dropping(self) -> Mapping[str, float | int]:
+        """See Conditioner.dropping."""
+        return {"dropout": self.dropout}
 
     def drop(self, condition: Condition, seed: int, position_B: Tensor) -> Tensor:
         """Replaces labels by the null label, with probability ``dropout``."""

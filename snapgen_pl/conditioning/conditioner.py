@@ -57,6 +57,10 @@ class Conditioner(nn.Module, ABC):
         """Conditions -> (B, tokens, context_dim)."""
 
     @abstractmethod
+    def dropping(self) -> Mapping[str, float | int]:
+        """What :meth:`drop` depends on besides seed and positions."""
+
+    @abstractmethod
     def drop(self, condition: Condition, seed: int, position_B: Tensor) -> Condition:
         """Takes what is asked for, or parts of it, away from some samples, by (seed, position) alone."""
 

@@ -83,6 +83,10 @@ class JoinedTexts(TextConditioner):
             torch.cat((null_BSD, context_BSD), dim=1), _mask(blocks), torch.cat(pooled, dim=-1) if pooled else None
         )
 
+    def dropping(self) -> Mapping[str, float | int]:
+        """See Conditioner.dropping."""
+        return {"dropout": self.dropout, "encoders": len(self._encoders)}
+
     def drop(self, condition: Condition, seed: int, position_B: Tensor) -> Texts:
         """Leaves each encoder out by itself, with probability ``dropout``."""
         asked = texts(condition)

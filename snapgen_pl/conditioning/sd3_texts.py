@@ -1,5 +1,7 @@
 """Texts as Stable Diffusion 3 and 3.5 are told them."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -78,6 +80,10 @@ class SD3Texts(TextConditioner):
         context_BSD = joined([[clip.tokens_BSD for clip in clips], [t5_BSD]], self.context_dim)
         pooled = [clip.pooled_BP for clip in clips if clip.pooled_BP is not None]  # both: states() saw to it
         return Conditioning(context_BSD, None, torch.cat(pooled, dim=-1))
+
+    def dropping(self) -> Mapping[str, float | int]:
+        """See Conditioner.dropping."""
+        return {}
 
     def drop(self, condition: Condition, seed: int, position_B: Tensor) -> Condition:
         """Takes nothing away."""

@@ -24,6 +24,7 @@ from snapgen_pl.data.loader import (
 from snapgen_pl.data.requests import RequestBatches, Requests
 from snapgen_pl.data.shards import SPLITS, Split
 from snapgen_pl.data.source import ImageBatch, ImageSet, ImageSource, LatentSet, OpenSource
+from snapgen_pl.data.teacher_outputs import StoredOutputs, TeacherOutputFolder
 from snapgen_pl.data.text_states import TextStateFolder
 
 
@@ -44,6 +45,10 @@ class ImageData(L.LightningDataModule):
         condition: what images are asked for with: labels of their classes, or captions, where the source has them.
         text_states: folders of what text encoders made of the captions, by the encoder's name in the model. Captions
             of encoders that are not named are encoded as they are needed.
+        draws: how many noises and times each image is seen with, epoch by epoch and over again; by default they are new
+            each time.
+        teacher_outputs: the folder of what a teacher said of each draw, made by ``predict`` with
+            :class:`~snapgen_pl.modules.encode_teacher.EncodeTeacher`.
         seed: seeds the order of images, the flips and the requests; in [0, 2^48).
         samples: number of samples that prediction asks for.
         sample_classes: names of the classes that prediction asks for; all by default. Not with captions.
@@ -58,6 +63,8 @@ class ImageData(L.LightningDataModule):
         workers: int = 0,
         condition: Literal["label", "caption"] = "label",
         text_states: dict[str, str] | None = None,
+        draws: int | None = None,
+        teacher_outputs: str | None = None,
         seed: int = 0,
         samples: int = 64,
         sample_classes: list[str] | None = None,
@@ -72,6 +79,12 @@ class ImageData(L.LightningDataModule):
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
+        if draws is not None and draws < 1:
+            raise ValueError(f"draws must be at least 1, got {draws}; leave it out for new ones each time")
+        if teacher_outputs is not None and draws is None:
+            raise ValueError(
+                "teacher_outputs are of pinned noises and times; set data.draws to as many as they were made with"
+            )
         if seed >= 1 << 48:
             raise ValueError(f"seed must lie below 2^48, got {seed}")
         if sample_classes is not None and not sample_classes:
@@ -87,10 +100,13 @@ class ImageData(L.LightningDataModule):
         self.workers = workers
         self.condition: Literal["label", "caption"] = condition
         self.text_states = {name: Path(folder) for name, folder in (text_states or {}).items()}
+        self.draws = draws
+        self.teacher_outputs = None if teacher_outputs is None else Path(teacher_outputs)
         self.seed = seed
         self.samples = samples
         self.sample_classes = sample_classes
         self._opened: OpenSource | None = None
+        self._taught: TeacherOutputFolder | None = None
 
     def setup(self, stage: str) -> None:
         """Opens the source and checks it against the settings.
@@ -106,11 +122,14 @@ class ImageData(L.LightningDataModule):
         self._text_states = {name: TextStateFolder(folder) for name, folder in self.text_states.items()}
         for states in self._text_states.values():
             states.check_images(self.source.encoded_from or self.source.fingerprint)
+        if self.teacher_outputs is not None:
+            self._taught = TeacherOutputFolder(self.teacher_outputs)
+            self._taught.check_images(self.source.fingerprint)
         self._conditions = {split: self._conditions_of(split) for split in SPLITS}
         if stage == "fit":
             self.image_source.check()
-            for states in self._text_states.values():
-                states.check()
+            for shards in (*self._text_states.values(), *filter(None, [self._taught])):
+                shards.check()
         micro_batch = self.micro_batch
         if stage == "fit" and len(self.source.train) < self.batch_size:
             raise ValueError(
@@ -141,6 +160,11 @@ class ImageData(L.LightningDataModule):
         return self.source.fingerprint
 
     @property
+    def taught(self) -> TeacherOutputFolder | None:
+        """What a teacher said of the draws, where that is stored. Known after setup."""
+        return self._taught
+
+    @property
     def micro_batch(self) -> int:
         """Images that one process takes at once.
 
@@ -160,14 +184,14 @@ class ImageData(L.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """The endless stream, this process's part."""
         order = EndlessOrder(len(self.source.train), self.seed)
-        sampler = PositionSampler(order, self.micro_batch, self._rank, self._world_size)
-        return ResumableLoader(self.samples_of("train", self.seed if self.flip else None), sampler, self.workers)
+        sampler = PositionSampler(order, self.micro_batch, self._rank, self._world_size, self.draws)
+        return ResumableLoader(self._studied("train"), sampler, self.workers)
 
     def val_dataloader(self) -> BatchLoader:
         """The held-out images in order, every world_size-th; a sample's position is its index."""
         batches = even_batches(len(self.source.validation), self.micro_batch, self._rank, self._world_size)
         return BatchLoader(
-            self.samples_of("validation"),
+            self._studied("validation"),
             [[Sample(index, index) for index in batch] for batch in batches],
             self.workers,
         )
@@ -197,12 +221,28 @@ class ImageData(L.LightningDataModule):
             indices = range(first, min(first + batch_size, len(images)))
             yield samples.__getitems__([Sample(index, index) for index in indices])
 
-    def samples_of(self, split: Split, flip_seed: int | None = None) -> Samples:
-        """What loads batches of a split."""
+    def samples_of(self, split: Split, flip_seed: int | None = None, taught: StoredOutputs | None = None) -> Samples:
+        """What loads batches of a split.
+
+        Args:
+            split: which.
+            flip_seed: the seed of random flips; None for none.
+            taught: the teacher's outputs to give along.
+        """
         items, conditions = self._items(split), self._conditions[split]
         if isinstance(items, LatentSet):
-            return LatentSamples(items, conditions, flip_seed)
-        return ImageSamples(items, conditions, self.image_size, flip_seed)
+            return LatentSamples(items, conditions, flip_seed, taught)
+        return ImageSamples(items, conditions, self.image_size, flip_seed, taught)
+
+    @property
+    def flip_seed(self) -> int | None:
+        """The seed of random flips in training; None for none."""
+        return self.seed if self.flip else None
+
+    def _studied(self, split: Split) -> Samples:
+        """What loads batches to train or validate on."""
+        taught = None if self._taught is None else self._taught.split(split)
+        return self.samples_of(split, self.flip_seed if split == "train" else None, taught)
 
     def conditions(self, split: Split) -> Conditions:
         """What the images of a split are asked for with."""

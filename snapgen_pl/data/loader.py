@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from snapgen_pl import rng
 from snapgen_pl.data.conditions import Conditions
-from snapgen_pl.data.source import Batch, ImageBatch, ImageSet, LatentBatch, LatentSet
+from snapgen_pl.data.source import Batch, ImageBatch, ImageSet, LatentBatch, LatentSet, Taught
+from snapgen_pl.data.teacher_outputs import StoredOutputs
 from snapgen_pl.data.transforms import centre_crop, mirrored, random_flip, to_pixels
 
 # Lightning fetches exactly what it trains on only from a loader with a length. This one is longer than any run.
@@ -29,7 +30,8 @@ class Sample(NamedTuple):
     """One entry of the stream.
 
     Attributes:
-        position: its place in the stream (in validation, its index).
+        position: what is drawn for it is drawn from: its place in the stream, or a pinned one (in validation, its
+            index).
         image: its place in the image set.
     """
 
@@ -77,10 +79,15 @@ class PositionSampler(Sampler[list[Sample]]):
         micro_batch: images that one process takes at once.
         rank: this process.
         world_size: number of processes.
+        draws: how many positions an image has, taken in turn, epoch by epoch: those of image i are i * draws and the
+            following. None gives each sample a position of its own.
     """
 
-    def __init__(self, order: EndlessOrder, micro_batch: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, order: EndlessOrder, micro_batch: int, rank: int = 0, world_size: int = 1, draws: int | None = None
+    ) -> None:
         self.order = order
+        self.draws = draws
         self.micro_batch = micro_batch
         self.rank = rank
         self.world_size = world_size
@@ -99,8 +106,14 @@ class PositionSampler(Sampler[list[Sample]]):
         """Batches from ``start`` on."""
         first = self.start + self.rank * self.micro_batch
         while True:
-            yield [Sample(position, self.order[position]) for position in range(first, first + self.micro_batch)]
+            yield [self._sample(place) for place in range(first, first + self.micro_batch)]
             first += self.stride
+
+    def _sample(self, place: int) -> Sample:
+        image = self.order[place]
+        if self.draws is None:
+            return Sample(place, image)
+        return Sample(image * self.draws + place // self.order.length % self.draws, image)
 
 
 def even_batches(count: int, micro_batch: int, rank: int, world_size: int) -> list[list[int]]:
@@ -123,10 +136,18 @@ class ImageSamples(Dataset[ImageBatch]):
         conditions: of the images.
         image_size: side of the crops, in pixels.
         flip_seed: the seed of random flips; None for none.
+        taught: what a teacher said, by position; None where it is to be asked.
     """
 
-    def __init__(self, images: ImageSet, conditions: Conditions, image_size: int, flip_seed: int | None = None) -> None:
-        self.images, self.conditions = images, conditions
+    def __init__(
+        self,
+        images: ImageSet,
+        conditions: Conditions,
+        image_size: int,
+        flip_seed: int | None = None,
+        taught: StoredOutputs | None = None,
+    ) -> None:
+        self.images, self.conditions, self.taught = images, conditions, taught
         self.image_size = image_size
         self.flip_seed = flip_seed
 
@@ -142,7 +163,8 @@ class ImageSamples(Dataset[ImageBatch]):
         position_B = torch.tensor([sample.position for sample in samples])
         if self.flip_seed is not None:
             image_BCHW = random_flip(image_BCHW, position_B, self.flip_seed)
-        return ImageBatch(image_BCHW, self.conditions.batch([sample.image for sample in samples]), position_B)
+        conditions = self.conditions.batch([sample.image for sample in samples])
+        return ImageBatch(image_BCHW, conditions, position_B, _taught(self.taught, samples))
 
 
 class LatentSamples(Dataset[LatentBatch]):
@@ -152,10 +174,17 @@ class LatentSamples(Dataset[LatentBatch]):
         latents: the latents.
         conditions: of the images.
         flip_seed: the seed of random flips; None for none.
+        taught: what a teacher said, by position; None where it is to be asked.
     """
 
-    def __init__(self, latents: LatentSet, conditions: Conditions, flip_seed: int | None = None) -> None:
-        self.latents, self.conditions = latents, conditions
+    def __init__(
+        self,
+        latents: LatentSet,
+        conditions: Conditions,
+        flip_seed: int | None = None,
+        taught: StoredOutputs | None = None,
+    ) -> None:
+        self.latents, self.conditions, self.taught = latents, conditions, taught
         self.flip_seed = flip_seed
 
     def __len__(self) -> int:
@@ -167,10 +196,15 @@ class LatentSamples(Dataset[LatentBatch]):
         position_B = torch.tensor([sample.position for sample in samples])
         flips = [False] * len(samples) if self.flip_seed is None else mirrored(position_B, self.flip_seed).tolist()
         indices = [sample.image for sample in samples]
-        return LatentBatch(self.latents.load(indices, flips), self.conditions.batch(indices), position_B)
+        posterior, conditions = self.latents.load(indices, flips), self.conditions.batch(indices)
+        return LatentBatch(posterior, conditions, position_B, _taught(self.taught, samples))
 
 
 Samples: TypeAlias = ImageSamples | LatentSamples
+
+
+def _taught(stored: StoredOutputs | None, samples: list[Sample]) -> Taught | None:
+    return None if stored is None else stored.load([sample.position for sample in samples])
 
 
 def _as_is(batch: Any) -> Any:

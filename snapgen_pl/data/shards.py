@@ -238,6 +238,39 @@ class SplitShards:
         return self._open[number], row
 
 
+class ShardFolder:
+    """A finished set of shards that lies beside the images that it is of.
+
+    Args:
+        folder: where they lie.
+        format_name: what they have to be of.
+        what: what messages call them.
+
+    Raises:
+        ValueError: where there are none, or they are of something else.
+    """
+
+    def __init__(self, folder: Path, format_name: str, what: str) -> None:
+        self.folder, self.what = folder, what
+        self.manifest = read_manifest(folder, format_name)
+
+    def check_images(self, origin: str) -> None:
+        """Checks that the images are those of a source, by its fingerprint.
+
+        Raises:
+            ValueError: where they are not.
+        """
+        if (found := self.manifest.plan.source) != origin:
+            raise ValueError(
+                f"the {self.what} in {self.folder} are of other images or captions than the data's (source "
+                f"{found[:12]} there, {origin[:12]} here); make them of the data's, or leave them out"
+            )
+
+    def check(self) -> None:
+        """Compares this process's share with what was written, byte by byte."""
+        check_share(self.folder, self.manifest, f"the {self.what}")
+
+
 def check_share(folder: Path, manifest: Manifest, verb: str) -> None:
     """Compares this process's share of the shards with what was written, showing progress.
 

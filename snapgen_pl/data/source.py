@@ -11,6 +11,18 @@ from snapgen_pl.autoencoders.autoencoder import Posterior
 from snapgen_pl.conditioning.condition import Condition
 
 
+class Taught(NamedTuple):
+    """What a teacher says of a batch.
+
+    Attributes:
+        velocity_BCHW: guided.
+        features: (B, C', H', W'), by the teacher's names.
+    """
+
+    velocity_BCHW: Tensor
+    features: Mapping[str, Tensor]
+
+
 class ImageBatch(NamedTuple):
     """One batch of images.
 
@@ -19,11 +31,13 @@ class ImageBatch(NamedTuple):
         condition: what it is trained to be asked for with: int64 labels (B,), or texts.
         position_B: int64, each sample's place in the endless training stream (or its index in the validation set):
             what its timestep, noise and augmentation are drawn from.
+        taught: what a teacher said of it before, at the time and noise of this position; None where it did not.
     """
 
     image_BCHW: Tensor
     condition: Condition
     position_B: Tensor
+    taught: Taught | None = None
 
 
 class LatentBatch(NamedTuple):
@@ -33,11 +47,13 @@ class LatentBatch(NamedTuple):
         posterior: over their raw latents.
         condition: as in :class:`ImageBatch`.
         position_B: as in :class:`ImageBatch`.
+        taught: as in :class:`ImageBatch`.
     """
 
     posterior: Posterior
     condition: Condition
     position_B: Tensor
+    taught: Taught | None = None
 
 
 Batch: TypeAlias = ImageBatch | LatentBatch

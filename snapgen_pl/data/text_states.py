@@ -15,7 +15,7 @@ from torch import Tensor
 
 from snapgen_pl.conditioning.condition import TextStates
 from snapgen_pl.config_files import Value
-from snapgen_pl.data.shards import Array, Manifest, Split, SplitShards, check_share, read_manifest
+from snapgen_pl.data.shards import Array, Manifest, ShardFolder, Split, SplitShards
 
 FORMAT = "snapgen_pl text states 1"
 
@@ -149,7 +149,7 @@ def _tokens(arrays: Mapping[str, Array], row: int) -> Array:
     return tokens
 
 
-class TextStateFolder:
+class TextStateFolder(ShardFolder):
     """Shards that ``predict`` with :class:`~snapgen_pl.modules.encode_texts.EncodeTexts` wrote.
 
     Args:
@@ -160,25 +160,12 @@ class TextStateFolder:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest = read_manifest(folder, FORMAT)
+        super().__init__(folder, FORMAT, "text states")
         self.facts = TextFacts.of(folder, self.manifest.plan.facts)
 
     def split(self, split: Split) -> StoredTexts:
         """The states of a split's captions."""
         return StoredTexts(self.folder, self.manifest, split)
-
-    def check_images(self, origin: str) -> None:
-        """Checks that the captions are those of a source.
-
-        Raises:
-            ValueError: where they are not.
-        """
-        if self.manifest.plan.source != origin:
-            raise ValueError(
-                f"the text states in {self.folder} are of other captions than the data's (source "
-                f"{self.manifest.plan.source[:12]} there, {origin[:12]} here); encode the data's, or leave them out"
-            )
 
     def check_encoder(self, name: str, identity: str) -> None:
         """Checks that the states are those that a conditioner's encoder would give.
@@ -192,7 +179,3 @@ class TextStateFolder:
                 f"({self.facts.encoder[:12]} there, {identity[:12]} here); encode again, or set the encoder that made "
                 "them"
             )
-
-    def check(self) -> None:
-        """Compares every byte with what was written."""
-        check_share(self.folder, self.manifest, "the text states")

@@ -27,6 +27,16 @@ class Comparison:
         """Whether a metric's reference is to be made of training images."""
         return not all(metric.brings_reference for metric in self.metrics)
 
+    @property
+    def needs_requests(self) -> bool:
+        """Whether a metric holds images against what they were drawn for."""
+        return any(metric.needs_requests for metric in self.metrics)
+
+    def check_requests(self, asked: Sequence[str]) -> None:
+        """Raises ValueError where a metric cannot judge images of such requests."""
+        for metric in self.metrics:
+            metric.check_requests(asked)
+
     def check_count(self, what: str, count: int) -> None:
         """Raises ValueError where ``count`` images, called ``what`` in configs, are too few for a metric."""
         for metric in self.metrics:
@@ -51,8 +61,9 @@ class Comparison:
         return {metric.network: metric.protocol() for metric in self.metrics}
 
     def features(self, image_BCHW: Tensor, asked: Sequence[str] = ()) -> dict[str, Tensor]:
-        """All networks' features; see SampleMetric.features."""
-        return {name: value for metric in self.metrics for name, value in metric.features(image_BCHW, asked).items()}
+        """The features of all networks that such images are for; see SampleMetric.features."""
+        found = (metric.features(image_BCHW, asked) for metric in self._measuring(drawn=bool(asked)))
+        return {name: value for features in found for name, value in features.items()}
 
     def set_references(self, features: FeatureSet) -> None:
         """Gives the reference set to the metrics that bring none."""
@@ -61,6 +72,22 @@ class Comparison:
                 metric.set_reference(features)
         self.has_references = True
 
-    def measure(self, features: FeatureSet) -> dict[str, Score]:
-        """The values of a set of images."""
-        return {name: score for metric in self.metrics for name, score in metric.measure(features).items()}
+    def measure(self, features: FeatureSet, drawn: bool = True) -> dict[str, Score]:
+        """The values of a set of images.
+
+        Args:
+            features: of :meth:`features`.
+            drawn: whether they were asked for.
+        """
+        return {name: score for metric in self._measuring(drawn) for name, score in metric.measure(features).items()}
+
+    def controls(self) -> dict[str, dict[str, Score]]:
+        """The controls that metrics bring, by name."""
+        found: dict[str, dict[str, Score]] = {}
+        for metric in self.metrics:
+            for control, scores in metric.controls().items():
+                found.setdefault(control, {}).update(scores)
+        return found
+
+    def _measuring(self, drawn: bool) -> list[SampleMetric]:
+        return [metric for metric in self.metrics if drawn or not metric.needs_requests]

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import ClassVar, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -36,11 +36,16 @@ class FeatureSet(Protocol):
 
 
 class SampleMetric(ABC):
-    """The distances that are made of one network's features, interchangeable by ``class_path``.
+    """The values that are made of one network's features, interchangeable by ``class_path``.
 
     Features are taken of images in any order and on any number of processes; one process compares them. The reference
     set is given once and kept.
+
+    Attributes:
+        needs_requests: whether images are held against what they were drawn for: no others are measured.
     """
+
+    needs_requests: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -61,6 +66,10 @@ class SampleMetric(ABC):
     def protocol(self) -> Facts:
         """What the values depend on besides the images, for the record; what it loads is known once prepared."""
 
+    def controls(self) -> "Mapping[str, Mapping[str, Score]]":
+        """The values of images of known quality, by their name, where the metric brings those too."""
+        return {}
+
     @abstractmethod
     def prepare(self, device: torch.device) -> None:
         """Loads what the metric needs; called before training, so that what is missing shows at once.
@@ -72,13 +81,20 @@ class SampleMetric(ABC):
     def open_reference(self) -> None:  # noqa: B027 (most bring none)
         """Reads the reference that the metric brings, on the process that compares; once prepared."""
 
+    def check_requests(self, asked: Sequence[str]) -> None:  # noqa: B027 (most do not look at them)
+        """Says before long work whether images of such requests can be judged; once prepared.
+
+        Raises:
+            ValueError: naming a request that cannot.
+        """
+
     @abstractmethod
     def features(self, image_BCHW: Tensor, asked: Sequence[str] = ()) -> dict[str, Tensor]:
         """What the network says of images, by kind: fp32 (B, D).
 
         Args:
             image_BCHW: uint8 (B, 3, H, W).
-            asked: what each was asked for with, a class's name or a caption; nothing for reference images.
+            asked: what each was asked for with, a class's name or a caption; nothing for images that were not drawn.
         """
 
     @abstractmethod

@@ -8,12 +8,14 @@ from torch import nn
 from snapgen_pl.autoencoders.autoencoder import Autoencoder
 from snapgen_pl.conditioning.condition import Condition
 from snapgen_pl.conditioning.conditioner import Conditioner
+from snapgen_pl.config_files import Value
 from snapgen_pl.data.datamodule import ImageData
-from snapgen_pl.data.source import Batch
+from snapgen_pl.data.source import Batch, Taught
 from snapgen_pl.distill.feature_loss import FeatureLoss, FeaturePair
 from snapgen_pl.distill.loss_terms import LossTerm, LossTerms, Role
 from snapgen_pl.distill.velocity_error import velocity_error
 from snapgen_pl.flow.path import PathSample
+from snapgen_pl.metrics.sample_metric import Facts
 from snapgen_pl.models.denoiser import Denoiser
 from snapgen_pl.modules.frozen import make_ready
 from snapgen_pl.modules.pretrain import Pretrain, task_term
@@ -99,12 +101,16 @@ class Distill(Pretrain):
     def setup(self, stage: str) -> None:
         """Also reads the teacher's weights, where losses are taken."""
         super().setup(stage)
-        self._asks = stage != "predict"
+        data = self._data()
+        self._asks = self.needs_teacher(stage)
         if not self._asks:
             return
-        data = self._data()
         self._check_data(data)
         self.teacher.check_autoencoder(self.autoencoder.identity())
+        if data.taught is not None:
+            self._asks = False
+            data.taught.check_facts(self.teacher_facts(), self.teacher_features)
+            return
         make_ready(self.trainer, lambda folder: self.teacher.ready(folder, data.classes))
 
     def configure_model(self) -> None:
@@ -128,21 +134,53 @@ class Distill(Pretrain):
         output = self.denoiser(
             path.x_BCHW, path.t_B, self.conditioner(condition), features.student_features if features else ()
         )
-        taught = self.teacher(
-            path.x_BCHW,
-            path.t_B,
-            batch.condition,
-            self.conditioner.asks_nothing(condition),
-            features.teacher_features if features else (),
-        )
+        taught = batch.taught
+        if taught is None:
+            taught = self.ask(batch, path, condition, features.teacher_features if features else ())
         terms = [task_term(output, path)]
         if "kd" in weights:
-            error_B = velocity_error(output.velocity_BCHW, taught.velocity_BCHW)
+            error_B = velocity_error(output.velocity_BCHW, taught.velocity_BCHW.float())
             terms.append(LossTerm("kd", "kd", error_B, weights["kd"]))
         if features is not None:
-            error_B = features(output.features, taught.features)
+            error_B = features(output.features, [taught.features[name] for name in features.teacher_features])
             terms.append(LossTerm("feature", "feature", error_B, weights["feature"]))
         return LossTerms(path.t_B, tuple(terms))
+
+    def ask(self, batch: Batch, path: PathSample, condition: Condition, features: tuple[str, ...]) -> Taught:
+        """What the teacher says of a batch.
+
+        Args:
+            batch: as it came.
+            path: of its latents.
+            condition: what is left of the batch's: where that is nothing, the teacher is asked for nothing.
+            features: to take along.
+        """
+        nothing_B = self.conditioner.asks_nothing(condition)
+        output = self.teacher(path.x_BCHW, path.t_B, batch.condition, nothing_B, features)
+        return Taught(output.velocity_BCHW, dict(zip(features, output.features, strict=True)))
+
+    def needs_teacher(self, stage: str) -> bool:
+        """Whether losses are taken."""
+        return stage != "predict"
+
+    @property
+    def teacher_features(self) -> tuple[str, ...]:
+        """The teacher's features that are learned from, each once."""
+        return () if self.feature_loss is None else tuple(dict.fromkeys(self.feature_loss.teacher_features))
+
+    def teacher_facts(self) -> dict[str, Value]:
+        """What the teacher's outputs depend on besides the images: the teacher, and how x_t and t are drawn."""
+        data = self._data()
+        return {
+            "teacher": _as_value(self.teacher.identity()),
+            "autoencoder": dict(self.autoencoder.identity()),
+            "image_size": data.image_size,
+            "flip_seed": data.flip_seed,
+            "draws": data.draws,
+            "timesteps": repr(self.timesteps),
+            "seed": self.seed,
+            "dropping": dict(self.conditioner.dropping()),
+        }
 
     def _check_data(self, data: ImageData) -> None:
         if data.condition != self.teacher.takes:
@@ -150,6 +188,10 @@ class Distill(Pretrain):
                 f"data.condition is {data.condition}, but the teacher takes {self.teacher.takes}s; give another "
                 f"teacher, or set --data.condition {self.teacher.takes}"
             )
+
+
+def _as_value(facts: Facts) -> dict[str, Value]:
+    return {key: _as_value(value) if isinstance(value, Mapping) else value for key, value in facts.items()}
 
 
 def _check_teacher(teacher: Teacher, student: Denoiser, features: FeatureLoss | None) -> None:

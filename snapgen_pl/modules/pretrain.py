@@ -222,15 +222,24 @@ class Pretrain(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> TrainingStep:
         """One batch: draws times, noise and what the samples do without, and predicts the velocity."""
         position_B = batch.position_B
-        t_B = self.timesteps.sample(rng.uniform(self.seed, Stream.TIMESTEP, position_B))
-        condition = self.conditioner.drop(batch.condition, self.seed, position_B)
-        terms = self.loss_terms(batch, self._path(batch, t_B, self.seed), condition)
+        terms = self.loss_terms(batch, *self.training_sample(batch))
         combined = self.combine(terms)
         self.log("train/loss", combined.loss, prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in combined.logs.items()})
         self.images_seen += len(position_B) * self.trainer.world_size
         detached = tuple(term._replace(value_B=term.value_B.detach()) for term in terms.terms)
-        return {"loss": combined.loss, "terms": LossTerms(t_B, detached), "position_B": position_B}
+        return {"loss": combined.loss, "terms": LossTerms(terms.t_B, detached), "position_B": position_B}
+
+    def training_sample(self, batch: Batch) -> tuple[PathSample, Condition]:
+        """A batch at drawn times under drawn noise, and what is left of what it is asked for with."""
+        t_B = self.timesteps.sample(rng.uniform(self.seed, Stream.TIMESTEP, batch.position_B))
+        condition = self.conditioner.drop(batch.condition, self.seed, batch.position_B)
+        return self._path(batch, t_B, self.seed), condition
+
+    def validation_sample(self, batch: Batch) -> tuple[PathSample, Condition]:
+        """A batch at times that fill [0, 1] evenly, under noise of its own, and all it is asked for with; pinned."""
+        t_B = (batch.position_B * GOLDEN_RATIO % 1).float()
+        return self._path(batch, t_B, VALIDATION_SEED), batch.condition
 
     def loss_terms(self, batch: Batch, path: PathSample, condition: Condition) -> LossTerms:
         """The terms of the loss, per sample, in fp32: L_task alone.
@@ -245,10 +254,9 @@ class Pretrain(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The raw terms on pinned noise, and on pinned times that fill [0, 1] evenly."""
-        t_B = (batch.position_B * GOLDEN_RATIO % 1).float()
-        path = self._path(batch, t_B, VALIDATION_SEED)
-        for term in self.loss_terms(batch, path, batch.condition).terms:
-            self._validation_losses[term.name].update(t_B, term.value_B)
+        terms = self.loss_terms(batch, *self.validation_sample(batch))
+        for term in terms.terms:
+            self._validation_losses[term.name].update(terms.t_B, term.value_B)
 
     def on_validation_epoch_end(self) -> None:
         """Logs each term over all times and per bin of time; the task's as ``val/loss``."""

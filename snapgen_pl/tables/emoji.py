@@ -1,25 +1,19 @@
 """The published tables in small: every row trained here, on equal images of emoji (experiments/emoji/table)."""
 
 import json
-import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
-from snapgen_pl.digest import values_digest
 from snapgen_pl.experiments import experiments_dir
-from snapgen_pl.metrics.fid_report import FIDReport, check_comparable, parse_report
 from snapgen_pl.models.denoiser import Denoiser
 from snapgen_pl.tables.declared import declared_cost, declared_denoiser
 from snapgen_pl.tables.layout import Table, number
-from snapgen_pl.whole_files import write_json
+from snapgen_pl.tables.records import RowRecord, Spread, read_records, spread
 
 TABLE = experiments_dir() / "emoji" / "table"
 LATENT_SIZE = 32
-ALIKE = ("sampler", "guidance", "precision", "decoder")
 REFERENCE = "8_reference"
 SNAPGEN = "snapgen"  # what benchmarks call the reference
 QUALITY = "kid_effnet"
@@ -37,62 +31,6 @@ ROWS = {
     "uvit_h": "U-ViT-H",
     "dit_xl": "DiT-XL, SiT-XL",
 }
-
-
-class RowRecord(NamedTuple):
-    """One run of a row.
-
-    Attributes:
-        row: the stem of its file.
-        seed: of the run.
-        validation_loss: of the EMA weights, after the last step.
-        training_seconds: without validation and sampling.
-        recipe: hash of what it was trained by, see :func:`recipe`.
-        report: of its samples.
-    """
-
-    row: str
-    seed: int
-    recipe: str
-    validation_loss: float
-    training_seconds: float
-    report: FIDReport
-
-    def write(self, folder: Path) -> Path:
-        """Writes ``<row>-seed<n>.json``, whole or not at all."""
-        path = folder / f"{self.row}-seed{self.seed}.json"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(self._asdict() | {"report": self.report.content()}, path)
-        return path
-
-
-def recipe(row: str) -> str:
-    """SHA-256 over model, data and length of a row, as its files declare them now."""
-    files = [yaml.safe_load((TABLE / f"{name}.yaml").read_text(encoding="utf-8")) for name in ("base", row)]
-    kept = [{key: file.get(key) for key in ("model", "data", "ema")} for file in files]
-    return values_digest({"files": kept, "steps": files[0]["trainer"]["max_steps"]})
-
-
-def read_records(folder: Path) -> list[RowRecord]:
-    """All records of a folder; no two of them measured differently, each by the recipe of today.
-
-    Raises:
-        ValueError: naming what is no record, is of another recipe, or does not compare.
-    """
-    records: dict[str, RowRecord] = {}
-    for file in sorted(folder.glob("*.json")):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            records[file.stem] = RowRecord(**content | {"report": parse_report(content["report"])})
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} is no record of a table's row: {error}") from error
-    if old := [name for name, record in records.items() if record.recipe != recipe(record.row)]:
-        raise ValueError(
-            f"{', '.join(old)} in {folder}: trained by another recipe than experiments/emoji/table has now; delete "
-            "these records and their runs, and run `make experiments`"
-        )
-    check_comparable({name: record.report for name, record in records.items()}, ALIKE)
-    return list(records.values())
 
 
 class SmallRow(NamedTuple):
@@ -130,30 +68,28 @@ class SmallRow(NamedTuple):
     hardware: str | None
 
 
-def small_denoiser(row: str) -> Denoiser:
-    """A row's network, on the meta device."""
-    return declared_denoiser(*_files(row))
-
-
-def _files(row: str) -> tuple[Path, Path]:
+def files(row: str) -> tuple[Path, Path]:
+    """What a row is declared by."""
     return TABLE / "base.yaml", TABLE / f"{row}.yaml"
 
 
-def emoji(records: Sequence[RowRecord], times: Mapping[str, float]) -> list[SmallRow]:
+FILES = {row: files(row) for row in ROWS}
+
+
+def small_denoiser(row: str) -> Denoiser:
+    """A row's network, on the meta device."""
+    return declared_denoiser(*files(row))
+
+
+def emoji(runs: Mapping[str, Sequence[RowRecord]], times: Mapping[str, float]) -> list[SmallRow]:
     """Counts every row, and takes the means of its runs.
 
     Args:
-        records: of the runs.
+        runs: of each row.
         times: of training steps, see :func:`step_times`.
     """
-    runs = {key: [record for record in records if record.row == key] for key in ROWS}
-    reference = _values(runs[REFERENCE])
-    rows = []
-    for key, name in ROWS.items():
-        cost = declared_cost(*_files(key), size=LATENT_SIZE, tokens=1)
-        row = _row(name, round(cost.params_m, 2), round(cost.gmacs, 3), runs[key], reference)
-        rows.append(row._replace(step_time=times.get(key)))
-    return rows
+    reference = spread(runs[REFERENCE], QUALITY)
+    return [_row(row, runs[row], reference, times.get(row)) for row in ROWS]
 
 
 def step_times(folder: Path) -> dict[str, float]:
@@ -173,8 +109,8 @@ def step_times(folder: Path) -> dict[str, float]:
 def emoji_table(reports: Path | None) -> Table:
     """Quality beside compute, with the figures that images of known quality have."""
     folder = reports or experiments_dir() / "results" / "emoji_table"
-    records = read_records(folder)
-    rows = emoji(records, step_times(folder))
+    runs = read_records(folder, FILES)
+    rows = emoji(runs, step_times(folder))
     header = (
         "row",
         "params M",
@@ -202,41 +138,35 @@ def emoji_table(reports: Path | None) -> Table:
         )
         for row in rows
     ]
-    return Table([row._asdict() for row in rows], header, cells, _notes(rows, records))
-
-
-def _row(name: str, params_m: float, gmacs: float, runs: list[RowRecord], reference: list[float]) -> SmallRow:
-    if not runs:
-        return SmallRow(name, params_m, gmacs, 0, *[None] * 9)
-    values = _values(runs)
-    frechet = [score.value for run in runs for key, score in run.report.values.items() if key.startswith("fd_effnet@")]
-    machines = {_machine(run.report) for run in runs}
-    return SmallRow(
-        name,
-        params_m,
-        gmacs,
-        len(runs),
-        statistics.fmean(values),
-        statistics.stdev(values) if len(values) > 1 else None,
-        statistics.fmean(frechet) if frechet else None,
-        statistics.fmean(run.validation_loss for run in runs),
-        _resolved(values, reference),
-        statistics.fmean(run.training_seconds for run in runs),
-        statistics.fmean(run.report.seconds for run in runs),
-        None,
-        ", ".join(sorted(machines)),
+    return Table(
+        [row._asdict() for row in rows], header, cells, _notes([run for each in runs.values() for run in each])
     )
 
 
-def _values(runs: Sequence[RowRecord]) -> list[float]:
-    return [run.report.values[QUALITY].value for run in runs]
+def _row(row: str, runs: Sequence[RowRecord], reference: Spread, step_time: float | None) -> SmallRow:
+    cost = declared_cost(*files(row), size=LATENT_SIZE, tokens=1)
+    quality = spread(runs, QUALITY)
+    return SmallRow(
+        row=ROWS[row],
+        params_m=round(cost.params_m, 2),
+        gmacs=round(cost.gmacs, 3),
+        seeds=len(runs),
+        kid_effnet=quality.mean,
+        kid_effnet_sd=quality.deviation,
+        fd_effnet=_frechet(runs),
+        validation_loss=Spread.of([run.validation["loss"] for run in runs]).mean,
+        resolved=quality.differs(reference),
+        training_seconds=Spread.of([run.training_seconds for run in runs]).mean,
+        sampling_seconds=Spread.of([run.report.seconds for run in runs]).mean,
+        step_time=step_time,
+        hardware=", ".join(sorted({run.machine for run in runs})) or None,
+    )
 
 
-def _resolved(values: list[float], reference: list[float]) -> bool | None:
-    if min(len(values), len(reference)) < 2:
-        return None
-    spread = max(statistics.stdev(values), statistics.stdev(reference))
-    return abs(statistics.fmean(values) - statistics.fmean(reference)) >= 2 * spread
+def _frechet(runs: Sequence[RowRecord]) -> float | None:
+    """It has the number of samples in its name, which is the same for all runs."""
+    return Spread.of([score.value for run in runs for name, score in run.report.values.items()
+                      if name.startswith("fd_effnet@")]).mean  # fmt: skip
 
 
 def _verdict(row: SmallRow) -> str:
@@ -247,18 +177,12 @@ def _verdict(row: SmallRow) -> str:
     return "resolved" if row.resolved else "not resolved"
 
 
-def _machine(report: FIDReport) -> str:
-    hardware = report.made["hardware"]
-    assert isinstance(hardware, dict)
-    return f"gpu: {hardware['gpus']}" if hardware["gpus"] else f"cpu: {hardware['cpu']}, threads: {hardware['threads']}"
-
-
-def _notes(rows: list[SmallRow], records: list[RowRecord]) -> str:
-    if not records:
+def _notes(runs: Sequence[RowRecord]) -> str:
+    if not runs:
         return "Nothing is measured yet; `make experiments` trains the rows."
-    report = records[0].report
+    report = runs[0].report
     beside = ", ".join(f"{name} {scores[QUALITY].value:.2f}" for name, scores in report.controls.items())
-    machines = "; ".join(sorted({row.hardware for row in rows if row.hardware}))
+    machines = "; ".join(sorted({run.machine for run in runs}))
     images, samples = report.weights["images_seen"], report.measurement["samples"]
     text = (
         f"{images:,} images each of 64 px emoji as 32x32x12 latents; {samples} samples by {report.drawing['sampler']}, "

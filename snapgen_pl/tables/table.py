@@ -1,15 +1,25 @@
 """The verb ``table``."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from snapgen_pl.tables.ablation import ablation_table
 from snapgen_pl.tables.cost import cost_table
+from snapgen_pl.tables.distillation import distillation_table
 from snapgen_pl.tables.emoji import emoji_table
 from snapgen_pl.tables.imagenet256 import imagenet256_table
-from snapgen_pl.tables.layout import Format
+from snapgen_pl.tables.layout import Format, Table
 
-Name: TypeAlias = Literal["imagenet256", "ablation", "emoji", "cost"]
+Name: TypeAlias = Literal["imagenet256", "ablation", "emoji", "distillation", "cost"]
+
+_TABLES: dict[Name, Callable[[Path | None], Table]] = {
+    "imagenet256": imagenet256_table,
+    "ablation": ablation_table,
+    "emoji": emoji_table,
+    "distillation": distillation_table,
+    "cost": cost_table,
+}
 
 
 def table(
@@ -21,12 +31,12 @@ def table(
 
     Args:
         name: ``imagenet256`` has SnapGen beside its peers, ``ablation`` the way from SDXL's UNet to SnapGen's,
-            ``emoji`` both in small as measured here, ``cost`` what the large ones take.
+            ``emoji`` both in small as measured here, ``distillation`` students of one teacher in small, ``cost`` what
+            the large ones take.
         format: Markdown, JSON or CSV.
         reports: the folder of measurements to show, ``<row>.json`` each; by default the published experiments' own.
 
     Raises:
         ValueError: for measurements that cannot be read, or do not compare.
     """
-    make = {"imagenet256": imagenet256_table, "ablation": ablation_table, "emoji": emoji_table, "cost": cost_table}
-    return make[name](reports).text(format)
+    return _TABLES[name](reports).text(format)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from snapgen_pl.metrics.sample_metric import Score
-from snapgen_pl.tables.emoji import RowRecord, recipe
+from snapgen_pl.tables import distillation, emoji
+from snapgen_pl.tables.records import RowRecord, recipe
 from snapgen_pl.tables.table import table
 from tests.metrics.test_fid_report import REPORT
 
@@ -110,7 +111,7 @@ def small(folder: Path, row: str, values: list[float], **changes: Any) -> None:
             made={"hardware": hardware},
             **changes,
         )
-        RowRecord(row, seed, recipe(row), 0.8, 100.0, report).write(folder)
+        RowRecord(row, seed, recipe(emoji.FILES[row]), {"loss": 0.8}, 100.0, report).write(folder)
 
 
 def test_a_difference_within_the_seeds_deviation_is_not_resolved(tmp_path: Path) -> None:
@@ -139,8 +140,8 @@ def test_records_of_another_sampler_or_another_recipe_do_not_stand_in_the_small_
         table("emoji", "md", tmp_path / "a")
     small(tmp_path / "b", "8_reference", [5.0])
     file = tmp_path / "b" / "8_reference-seed0.json"
-    file.write_text(file.read_text().replace(recipe("8_reference"), "another"))
-    with pytest.raises(ValueError, match=r"8_reference-seed0 in .*: trained by another recipe"):
+    file.write_text(file.read_text().replace(recipe(emoji.FILES["8_reference"]), "another"))
+    with pytest.raises(ValueError, match=r"8_reference-seed0\.json: trained by another recipe than .*base\.yaml"):
         table("emoji", "md", tmp_path / "b")
     (tmp_path / "b" / "8_reference-seed0.json").write_text("{}")
     with pytest.raises(ValueError, match="is no record of a table's row"):
@@ -170,3 +171,47 @@ def test_step_times_are_ratios_of_one_run(tmp_path: Path) -> None:
     (tmp_path / "emoji_table_speed.json").write_text(json.dumps({"training": times}))
     rows = {row["row"]: row["step_time"] for row in json.loads(table("emoji", "json", folder))}
     assert (rows["8. QK norm, RoPE: SnapGen"], rows["DiT-XL, SiT-XL"], rows["LDM-4"]) == (1.0, 2.5, None)
+
+
+def test_the_table_of_distillation_has_what_students_say_of_teacher_and_captions(tmp_path: Path) -> None:
+    hardware = {"gpus": "", "cpu": "a core", "threads": 1}
+    for row, validation, top1, images in (
+        ("teacher", {"loss": 0.5}, [0.25], 72_000),
+        ("student", {"loss": 0.8, "kd": 0.3}, [0.05], 24_000),
+        ("timestep_aware", {"loss": 0.7, "kd": 0.2, "feature": 0.1}, [0.10, 0.14], 24_000),
+    ):
+        for seed, value in enumerate(top1):
+            report = replace(
+                REPORT,
+                values={"kid_effnet": Score(5.0, 0.2), "judge_top1": Score(value), "judge_style": Score(0.75)},
+                controls={"real": {"kid_effnet": Score(0.0), "judge_top1": Score(0.43)}, "shuffled": {}},
+                weights={"images_seen": images},
+                made={"hardware": hardware},
+            )
+            files = distillation.FILES[row]
+            RowRecord(row, seed, recipe(files), validation, 100.0 + seed, report).write(tmp_path)
+    rows = {row["row"]: row for row in json.loads(table("distillation", "json", tmp_path))}
+    assert len(rows) == len(distillation.ROWS)
+    ours = rows["the same, timestep-aware: SnapGen"]
+    assert (ours["seeds"], ours["images"], ours["kd"]) == (2, 24_000, 0.2)
+    assert ours["judge_top1"] == pytest.approx(0.12)
+    assert ours["judge_top1_sd"] == pytest.approx(0.02 * 2**0.5)
+    assert (rows["the teacher"]["kd"], rows["outputs"]["seeds"], rows["outputs"]["kid_effnet"]) == (None, 0, None)
+    text = table("distillation", "md", tmp_path)
+    assert "| the teacher | 0.500 |  | 5.00 | 25.0 | 75.0 | 72,000 | 100 | 1 |" in text
+    assert "| 12.0 ± 2.8 |" in text
+    assert "real: kid_effnet 0.00, judge_top1 43.0" in " ".join(text.split())
+
+
+def test_a_recipe_is_what_trains_and_not_what_looks(tmp_path: Path) -> None:
+    base = {"model": {"lr": 1}, "trainer": {"max_steps": 5, "val_check_interval": 1, "callbacks": []}}
+
+    def of(**trainer: object) -> str:
+        file = tmp_path / "row.yaml"
+        file.write_text(json.dumps(base | {"name": "a", "trainer": base["trainer"] | trainer}))
+        return recipe([file])
+
+    grid = {"class_path": "callbacks.sample_grid.SampleGrid"}
+    scaling = {"class_path": "callbacks.timestep_scaling.TimestepAwareScaling"}
+    assert of() == of(val_check_interval=2) == of(callbacks=[grid])
+    assert len({of(), of(max_steps=6), of(callbacks=[scaling]), of(callbacks=[grid, scaling])}) == 3

@@ -1,0 +1,123 @@
+"""The runs that a table's rows are made of, as they are recorded."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from snapgen_pl.digest import values_digest
+from snapgen_pl.metrics.fid_report import FIDReport, check_comparable, parse_report
+from snapgen_pl.whole_files import write_json
+
+# Of how samples are drawn, besides all of how they are measured.
+_ALIKE = ("sampler", "guidance", "precision", "decoder")
+# Whatever else a callback is called, it may change what is trained.
+_ONLY_LOOKS = ("callbacks.sample_grid.", "callbacks.sample_metrics.")
+
+
+class RowRecord(NamedTuple):
+    """One run of a row.
+
+    Attributes:
+        row: its name in file names.
+        seed: of the run.
+        recipe: hash of what it was trained by, see :func:`recipe`.
+        validation: each ``val/<name>`` of the EMA weights, after the last step; ``loss`` is L_task.
+        training_seconds: without validation and sampling.
+        report: of its samples.
+    """
+
+    row: str
+    seed: int
+    recipe: str
+    validation: Mapping[str, float]
+    training_seconds: float
+    report: FIDReport
+
+    def write(self, folder: Path) -> Path:
+        """Writes ``<row>-seed<n>.json``, whole or not at all."""
+        path = folder / f"{self.row}-seed{self.seed}.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(self._asdict() | {"report": self.report.content()}, path)
+        return path
+
+    @property
+    def machine(self) -> str:
+        """What its samples were drawn on."""
+        hardware = self.report.made["hardware"]
+        assert isinstance(hardware, dict)
+        if hardware["gpus"]:
+            return f"gpu: {hardware['gpus']}"
+        return f"cpu: {hardware['cpu']}, threads: {hardware['threads']}"
+
+
+def recipe(files: Sequence[Path]) -> str:
+    """SHA-256 over all that a row's files declare now, but its name and what only looks at the run."""
+    return values_digest({"files": [_trained(yaml.safe_load(file.read_text(encoding="utf-8"))) for file in files]})
+
+
+def _trained(config: Mapping[str, Any]) -> dict[str, Any]:
+    trainer = {key: value for key, value in config.get("trainer", {}).items() if key != "val_check_interval"}
+    for key in trainer.keys() & {"callbacks", "callbacks+"}:
+        trainer[key] = [each for each in trainer[key] if not each["class_path"].startswith(_ONLY_LOOKS)]
+    return {**{key: config.get(key) for key in ("model", "data", "ema")}, "trainer": trainer}
+
+
+def read_records(folder: Path, rows: Mapping[str, Sequence[Path]]) -> dict[str, list[RowRecord]]:
+    """The records of each row; no two of them measured differently, each by the recipe of today.
+
+    Args:
+        folder: of the records.
+        rows: the files of each row.
+
+    Raises:
+        ValueError: naming what is no record, is of another recipe, or does not compare.
+    """
+    records: dict[str, RowRecord] = {}
+    for file in sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            record = RowRecord(**content | {"report": parse_report(content["report"])})
+            current = recipe(rows[record.row])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} is no record of a table's row: {error!r}") from error
+        if record.recipe != current:
+            raise ValueError(
+                f"{file}: trained by another recipe than {', '.join(str(each) for each in rows[record.row])} declare "
+                "now; delete it and its run, and run `make experiments`"
+            )
+        records[file.stem] = record
+    check_comparable({name: record.report for name, record in records.items()}, _ALIKE)
+    return {row: [record for record in records.values() if record.row == row] for row in rows}
+
+
+class Spread(NamedTuple):
+    """A value over the seeds of a row.
+
+    Attributes:
+        mean: of the seeds; None where the row has no run, or none that has the value.
+        deviation: over the seeds; None of one.
+    """
+
+    mean: float | None
+    deviation: float | None
+
+    @staticmethod
+    def of(values: Sequence[float]) -> "Spread":
+        """That of a value of each seed."""
+        mean = statistics.fmean(values) if values else None
+        return Spread(mean, statistics.stdev(values) if len(values) > 1 else None)
+
+    def differs(self, other: "Spread") -> bool | None:
+        """Whether means differ by twice the larger deviation; None where one of them is of one seed."""
+        if self.mean is None or other.mean is None or self.deviation is None or other.deviation is None:
+            return None
+        return abs(self.mean - other.mean) >= 2 * max(self.deviation, other.deviation)
+
+
+def spread(runs: Sequence[RowRecord], name: str) -> Spread:
+    """That of a value of the reports."""
+    return Spread.of([run.report.values[name].value for run in runs if name in run.report.values])
