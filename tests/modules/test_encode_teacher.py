@@ -156,7 +156,7 @@ def test_settings_that_make_no_sense_are_refused(images: Path, run: Path, output
     with pytest.raises(ValueError, match=r"set data\.draws, and leave data\.teacher_outputs out"):
         TeachingData(source=ImageFolder(str(images)))
     trainer = tiny_run.trainer_for(tmp_path, 1, ours=False, callbacks=[ShardWriter()])
-    with pytest.raises(ValueError, match="EncodeTeacher and TeachingData, not .* with EncodeTeacher and ImageData"):
+    with pytest.raises(ValueError, match=r"EncodeTeacher and TeachingData, not .* with EncodeTeacher and ImageData"):
         trainer.predict(build(EncodeTeacher, run), datamodule=image_data(images))
 
 
