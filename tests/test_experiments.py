@@ -28,7 +28,7 @@ TEXT_DELTAS = [
     file
     for folder in TEXTS
     for file in sorted(folder.glob("*.yaml"))
-    if "class_path" not in yaml.safe_load(file.read_text()).get("model", {})
+    if "source" not in yaml.safe_load(file.read_text()).get("data", {}).get("init_args", {})
 ]
 DELTAS = [*ROWS, *PEERS, *SMALL_ROWS, *TEXT_DELTAS, FID]
 WHOLE = [file for file in sorted(EXPERIMENTS.rglob("*.yaml")) if file not in DELTAS]

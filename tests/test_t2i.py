@@ -357,3 +357,18 @@ def test_a_row_of_the_emojis_distillation_trains_at_small_size(
     assert (folder / "last.ckpt").exists()
     assert main(["generate", "--run", str(folder), "--prompt", "a red apple, 3d style", "--count", "1", "--out",
                  str(tmp_path / "out")]) == 0  # fmt: skip
+
+
+def test_what_the_emojis_teacher_said_once_teaches_a_student(
+    photos: Path, emoji_texts: Path, emoji_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delta = small_emoji(photos, emoji_texts, {"stages": STAGES, "head_dim": 32})
+    pair = {"student": "up.1", "teacher": "block.5", "student_channels": 64, "teacher_channels": 16}
+    delta["model"]["init_args"] |= {"teacher": {"init_args": {"run": str(emoji_teacher)}}, "features": [pair]}
+    files = [EMOJI / "student.yaml", EMOJI / "multilevel.yaml"]
+    asking = delta | {"trainer": {"accelerator": "cpu", "enable_progress_bar": False}}
+    outputs = run("predict", tmp_path, [*files, EMOJI / "encode_teacher.yaml"], asking) / "teacher_outputs"
+    monkeypatch.setattr("snapgen_pl.teachers.run.RunTeacher.ready", None)
+    delta["data"]["init_args"] |= {"draws": 2, "teacher_outputs": str(outputs)}
+    folder = run("fit", tmp_path, files, delta)
+    assert (folder / "last.ckpt").exists()
