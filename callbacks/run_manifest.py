@@ -11,8 +11,10 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
+from snapgen_pl.config_files import Value, as_value, differences
 from snapgen_pl.data.source import OpenSource
 from snapgen_pl.provenance import describe_code, describe_machine
+from snapgen_pl.teachers.teacher import HasTeacher
 from snapgen_pl.whole_files import write_json
 
 _PACKAGES = (
@@ -32,9 +34,9 @@ class RunManifest(L.Callback):
     """Keeps ``manifest.json`` in the run's folder: one entry a start in ``starts``, so resumes are told apart.
 
     Each start holds time, command, step, seed, git commit of the code and whether it was changed since, versions,
-    hardware, parameters, and the data's fingerprint and classes. A resumed run must have the classes that it started
-    with, since labels index them; other data of the same classes is warned of. A run begun anew in a used folder
-    begins a new manifest.
+    hardware, parameters, the data's fingerprint and classes, and the teacher's identity where there is one. A resumed
+    run must have the classes that it started with, since labels index them; other data of the same classes, or another
+    teacher, are warned of. A run begun anew in a used folder begins a new manifest.
     """
 
     @rank_zero_only
@@ -50,6 +52,7 @@ class RunManifest(L.Callback):
         starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if resumed else []
         if starts:
             _compare_data(starts[-1]["data"], start["data"])
+            _compare_teachers(starts[-1].get("teacher"), start["teacher"])
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json({"starts": [*starts, start]}, path)
 
@@ -68,6 +71,7 @@ def _describe(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any
         "module": type(pl_module).__qualname__,
         "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
         "data": _data(trainer),
+        "teacher": _teacher(pl_module),
     }
 
 
@@ -87,6 +91,16 @@ def _data(trainer: L.Trainer) -> dict[str, Any] | None:
         "training_images": len(source.train),
         "validation_images": len(source.validation),
     }
+
+
+def _teacher(pl_module: L.LightningModule) -> dict[str, Value] | None:
+    return as_value(pl_module.teacher.identity()) if isinstance(pl_module, HasTeacher) else None
+
+
+def _compare_teachers(before: dict[str, Value] | None, now: dict[str, Value] | None) -> None:
+    if before is not None and now is not None and (changed := differences(before, now)):
+        listed = "; ".join(f"{change.key} was {change.old!r}, is {change.new!r}" for change in changed)
+        rank_zero_warn(f"the teacher changed since the run's last start: {listed}")
 
 
 def _compare_data(before: dict[str, Any] | None, now: dict[str, Any] | None) -> None:

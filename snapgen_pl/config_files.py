@@ -1,8 +1,8 @@
 """YAML config files as text: checked before anything heavy is imported, searched for the line of a key, compared."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import yaml
 
@@ -53,6 +53,11 @@ def parse_yaml(text: str) -> dict[str, Value]:
     """A dumped config as plain values."""
     loaded: dict[str, Value] = yaml.safe_load(text)
     return loaded
+
+
+def as_value(facts: Mapping[str, Any]) -> dict[str, Value]:
+    """Facts as a config or a manifest holds them: mappings become dictionaries."""
+    return {key: as_value(value) if isinstance(value, Mapping) else value for key, value in facts.items()}
 
 
 def flatten(config: Value, prefix: str = "") -> dict[str, Value]:

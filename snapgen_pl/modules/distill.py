@@ -8,14 +8,13 @@ from torch import nn
 from snapgen_pl.autoencoders.autoencoder import Autoencoder
 from snapgen_pl.conditioning.condition import Condition
 from snapgen_pl.conditioning.conditioner import Conditioner
-from snapgen_pl.config_files import Value
+from snapgen_pl.config_files import Value, as_value
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.source import Batch, Taught
 from snapgen_pl.distill.feature_loss import FeatureLoss, FeaturePair
 from snapgen_pl.distill.loss_terms import LossTerm, LossTerms, Role
 from snapgen_pl.distill.velocity_error import velocity_error
 from snapgen_pl.flow.path import PathSample
-from snapgen_pl.metrics.sample_metric import Facts
 from snapgen_pl.models.denoiser import Denoiser
 from snapgen_pl.modules.frozen import make_ready
 from snapgen_pl.modules.pretrain import Pretrain, task_term
@@ -171,16 +170,18 @@ class Distill(Pretrain):
     def teacher_facts(self) -> dict[str, Value]:
         """What the teacher's outputs depend on besides the images: the teacher, and how x_t and t are drawn."""
         data = self._data()
-        return {
-            "teacher": _as_value(self.teacher.identity()),
-            "autoencoder": dict(self.autoencoder.identity()),
-            "image_size": data.image_size,
-            "flip_seed": data.flip_seed,
-            "draws": data.draws,
-            "timesteps": repr(self.timesteps),
-            "seed": self.seed,
-            "dropping": dict(self.conditioner.dropping()),
-        }
+        return as_value(
+            {
+                "teacher": self.teacher.identity(),
+                "autoencoder": self.autoencoder.identity(),
+                "image_size": data.image_size,
+                "flip_seed": data.flip_seed,
+                "draws": data.draws,
+                "timesteps": repr(self.timesteps),
+                "seed": self.seed,
+                "dropping": self.conditioner.dropping(),
+            }
+        )
 
     def _check_data(self, data: ImageData) -> None:
         if data.condition != self.teacher.takes:
@@ -188,10 +189,6 @@ class Distill(Pretrain):
                 f"data.condition is {data.condition}, but the teacher takes {self.teacher.takes}s; give another "
                 f"teacher, or set --data.condition {self.teacher.takes}"
             )
-
-
-def _as_value(facts: Facts) -> dict[str, Value]:
-    return {key: _as_value(value) if isinstance(value, Mapping) else value for key, value in facts.items()}
 
 
 def _check_teacher(teacher: Teacher, student: Denoiser, features: FeatureLoss | None) -> None:

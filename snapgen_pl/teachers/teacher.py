@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -201,3 +201,14 @@ class Teacher(ABC):
         tokens_BSD, mask_BS, pooled_BP = conditioning
         pooled_BP = None if pooled_BP is None else pooled_BP.to(self._dtype)
         return self._denoiser.prepare(Conditioning(tokens_BSD.to(self._dtype), mask_BS, pooled_BP))
+
+
+@runtime_checkable
+class HasTeacher(Protocol):
+    """A module that learns from a teacher, such as :class:`~snapgen_pl.modules.distill.Distill`.
+
+    Attributes:
+        teacher: frozen.
+    """
+
+    teacher: Teacher

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from callbacks.run_manifest import RunManifest
 from callbacks.timestep_scaling import TimestepAwareScaling
 from snapgen_pl import rng
 from snapgen_pl.autoencoders.patch_pca import PatchPCA
@@ -187,6 +188,15 @@ def test_a_teacher_of_other_latents_is_refused_before_training(images: Path, run
     with pytest.raises(ValueError, match=r"weights is .* of the teacher's"):
         train(distill(other), images, tmp_path / "run", 1)
     assert not (tmp_path / "run" / LAST).exists()
+
+
+def test_a_teacher_that_changed_is_told_of_when_a_run_resumes(images: Path, run: Path, tmp_path: Path) -> None:
+    train(distill(run), images, tmp_path, 1, callbacks=[RunManifest()], every_n_steps=1)
+    (start,) = json.loads((tmp_path / "manifest.json").read_text())["starts"]
+    assert start["teacher"]["guidance"] == repr(Guidance(2.0))
+    other = distill(run, teacher=RunTeacher(str(run), guidance=Guidance(3.0)))
+    with pytest.warns(UserWarning, match=r"the teacher changed since .* guidance was 'Guidance\(scale=2\.0"):
+        train(other, images, tmp_path, 2, resume=True, callbacks=[RunManifest()], every_n_steps=1)
 
 
 @pytest.mark.parametrize(
