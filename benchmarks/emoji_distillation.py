@@ -12,7 +12,9 @@ from pathlib import Path
 from jsonargparse import auto_cli
 
 from benchmarks.rows import TrainedRow
-from snapgen_pl.tables.distillation import FILES, FOLDER, ROWS, TEACHER
+from snapgen_pl.data.shards import MANIFEST
+from snapgen_pl.tables.distillation import FOLDER, RECIPES, ROWS, TEACHER, files
+from snapgen_pl.tables.records import recipe
 
 RESULTS = Path("experiments/results/emoji_distillation")
 # Where the experiments look for them.
@@ -24,7 +26,7 @@ def main(rows: Sequence[str] = tuple(ROWS), seeds: Sequence[int] = (0,)) -> None
     """Trains, measures and records rows.
 
     Args:
-        rows: of the table; ``teacher`` is trained once, whatever the seeds, and before its students.
+        rows: of the table; ``teacher`` is trained once, whatever rows and seeds, and before its students.
         seeds: of the students; three where a GPU makes them quick.
 
     Raises:
@@ -32,20 +34,24 @@ def main(rows: Sequence[str] = tuple(ROWS), seeds: Sequence[int] = (0,)) -> None
     """
     if unknown := [row for row in rows if row not in ROWS]:
         raise ValueError(f"no rows {unknown}; there are {', '.join(ROWS)}")
-    if not TEXTS.exists():
+    students = [trained(row, seed) for seed in seeds for row in rows if row != TEACHER]
+    missing = [student for student in students if not student.recorded(RESULTS)]
+    teacher = trained(TEACHER, 0)
+    if not missing and teacher.recorded(RESULTS):
+        return
+    if not (TEXTS / MANIFEST).exists():
         config = str(FOLDER / "encode_texts.yaml")
         subprocess.run([sys.executable, "-m", "snapgen_pl", "predict", "--config", config], check=True)
-    trained(TEACHER, 0).make(RESULTS)
-    for seed in seeds:
-        for row in rows:
-            if row != TEACHER:
-                trained(row, seed).make(RESULTS)
+    teacher.train()  # students need its weights, whether or not its record is there
+    teacher.make(RESULTS)
+    for student in missing:
+        student.make(RESULTS)
 
 
 def trained(row: str, seed: int) -> TrainedRow:
     """A row's run."""
     folder = TEACHER_RUN if row == TEACHER else Path("runs/emoji-distillation") / f"{row}-seed{seed}"
-    return TrainedRow(row, seed, FILES[row], folder)
+    return TrainedRow(row, seed, files(row), recipe(RECIPES[row]), folder)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from snapgen_pl.tables.emoji import (
     small_denoiser,
     step_times,
 )
-from snapgen_pl.tables.records import read_records
+from snapgen_pl.tables.records import read_records, recipe
 
 RESULTS = Path("experiments/results/emoji_table")
 SPEED = Path("experiments/results/emoji_table_speed.json")
@@ -59,7 +59,7 @@ def main(rows: Sequence[str] = tuple(ROWS), seeds: Sequence[int] = (0,), runs: P
 
 def trained(row: str, seed: int, runs: Path) -> TrainedRow:
     """A row's run."""
-    return TrainedRow(row, seed, FILES[row], runs / "emoji-table" / f"{row}-seed{seed}")
+    return TrainedRow(row, seed, FILES[row], recipe(FILES[row]), runs / "emoji-table" / f"{row}-seed{seed}")
 
 
 def time_steps(path: Path) -> None:

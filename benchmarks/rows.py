@@ -11,9 +11,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from snapgen_pl import checkpoints
 from snapgen_pl.metrics.fid_report import read_report
 from snapgen_pl.runs import Run
-from snapgen_pl.tables.records import RowRecord, recipe
+from snapgen_pl.tables.records import RowRecord
+from snapgen_pl.whole_files import write_text
 
 METRICS = "metrics.json"
+RECIPE = "recipe.sha256"
 
 
 @dataclass(frozen=True)
@@ -24,17 +26,23 @@ class TrainedRow:
         row: its name in file names.
         seed: of the run.
         files: what it is declared by, each a delta to those before.
+        recipe: the hash of all that it depends on, see :func:`~snapgen_pl.tables.records.recipe`.
         folder: of the run.
     """
 
     row: str
     seed: int
     files: tuple[Path, ...]
+    recipe: str
     folder: Path
+
+    def recorded(self, results: Path) -> bool:
+        """Whether there is a record."""
+        return (results / f"{self.row}-seed{self.seed}.json").exists()
 
     def make(self, results: Path) -> None:
         """Trains and records, where there is no record yet."""
-        if not (results / f"{self.row}-seed{self.seed}.json").exists():
+        if not self.recorded(results):
             self.train()
             print(f"Written to {self.record().write(results)}", flush=True)
 
@@ -42,9 +50,15 @@ class TrainedRow:
         """Trains to the end, from where the run was.
 
         Raises:
+            ValueError: where the run was begun by another recipe.
             subprocess.CalledProcessError: where ``fit`` fails; it says why by itself.
         """
         run = Run(self.folder)
+        if run.exists():
+            self._check_recipe()
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.recipe, self.folder / RECIPE)
         if (self.folder / METRICS).exists():
             return
         settings = {"runs": self.folder.parent, "name": self.folder.name, "seed_everything": self.seed}
@@ -59,8 +73,9 @@ class TrainedRow:
         """What came out of a run that is at its end.
 
         Raises:
-            ValueError: where the run is not, or was not validated after its last step.
+            ValueError: where the run is not, was not validated after its last step, or is of another recipe.
         """
+        self._check_recipe()
         events = EventAccumulator(str(self.folder)).Reload()
         seconds = events.Scalars("train/seconds")[-1]
         names = [tag for tag in events.Tags()["scalars"] if tag.startswith("val/")]
@@ -73,11 +88,18 @@ class TrainedRow:
         return RowRecord(
             row=self.row,
             seed=self.seed,
-            recipe=recipe(self.files),
+            recipe=self.recipe,
             validation={name: value.value for name, value in validation.items()},
             training_seconds=round(seconds.value, 1),
             report=read_report(self.folder / METRICS),
         )
+
+    def _check_recipe(self) -> None:
+        file = self.folder / RECIPE
+        if not file.exists() or file.read_text(encoding="utf-8") != self.recipe:
+            raise ValueError(
+                f"{self.folder} was not begun by what {', '.join(map(str, self.files))} declare now; move it away"
+            )
 
     def _steps(self) -> int:
         first = yaml.safe_load(self.files[0].read_text(encoding="utf-8"))

@@ -2,7 +2,6 @@
 
 import signal
 import threading
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from callbacks.run_manifest import describe_hardware
+from snapgen_pl.data.in_shards import InShards
 from snapgen_pl.data.shards import MANIFEST, Plan, Shard, read_shard, write_manifest, write_shard
 from snapgen_pl.provenance import describe_code
 from snapgen_pl.runs import Run
@@ -36,23 +36,6 @@ class Encodes(Protocol):
 
     def shard(self, predictions: list[Any], positions: range) -> dict[str, Tensor]:
         """The tensors of a shard, of the predictions of its batches, in order."""
-        ...
-
-
-@runtime_checkable
-class ComesInShards(Protocol):
-    """A datamodule that gives what goes into shards, such as :class:`~snapgen_pl.data.encoding_data.EncodingData`.
-
-    Attributes:
-        shards: those to give; None until the writer has said which.
-        read: what is given of each image.
-    """
-
-    shards: Sequence[Shard] | None
-    read: str
-
-    def positions(self, shard: Shard) -> range:
-        """The positions of a shard's samples, as its batches have them."""
         ...
 
 
@@ -78,7 +61,7 @@ class ShardWriter(L.Callback):
             ValueError: where the folder holds those of another encoding, or damaged ones.
         """
         data = getattr(trainer, "datamodule", None)
-        if stage != "predict" or not isinstance(pl_module, Encodes) or not isinstance(data, ComesInShards):
+        if stage != "predict" or not isinstance(pl_module, Encodes) or not isinstance(data, InShards):
             raise ValueError(
                 "ShardWriter serves `predict` with Encode or EncodeTexts and EncodingData, or with EncodeTeacher and "
                 f"TeachingData, not `{stage}` with {type(pl_module).__name__} and {type(data).__name__}"
@@ -150,7 +133,7 @@ class ShardWriter(L.Callback):
         write_manifest(self._folder, self._plan, made)
         size = sum((self._folder / shard.file).stat().st_size for shard in self._plan.shards)
         print(
-            f"{sum(self._plan.counts)} {self._data.read}s in {len(self._plan.shards)} shards, {size / 1e9:.2f} GB: "
+            f"{sum(self._plan.counts)} {self._data.unit}s in {len(self._plan.shards)} shards, {size / 1e9:.2f} GB: "
             f"{self._folder / MANIFEST}",
             flush=True,
         )

@@ -10,12 +10,12 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from benchmarks.emoji_table import plot, trained
-from benchmarks.rows import begin_again
+from benchmarks.rows import RECIPE, begin_again
 from snapgen_pl.__main__ import main
 from snapgen_pl.checkpoints import PREVIOUS
 from snapgen_pl.runs import Run
 from snapgen_pl.tables.emoji import FILES, emoji
-from snapgen_pl.tables.records import read_records
+from snapgen_pl.tables.records import read_records, recipe
 from tests import sample_run
 from tests.test_experiments import SMALL, SMALL_STAGES, flags
 
@@ -122,6 +122,9 @@ def test_a_row_is_recorded_and_drawn_as_it_ended(
     folder: Path, runs: dict[str, EventAccumulator], tmp_path: Path
 ) -> None:
     for row, events in runs.items():
+        with pytest.raises(ValueError, match=r"was not begun by what .* declare now"):
+            trained(row, 0, folder).record()
+        (trained(row, 0, folder).folder / RECIPE).write_text(recipe(FILES[row]))
         found = trained(row, 0, folder).record()
         assert found.validation == {"loss": events.Scalars("val/loss")[-1].value}
         assert found.report.values["kid_effnet"].value == pytest.approx(events.Scalars("kid_effnet")[-1].value)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.slow
 def test_a_wheel_works_from_any_folder(tmp_path: Path) -> None:
-    """Callbacks, experiments and the embedded images come along: a configuration resolves and the data opens."""
+    """Callbacks, experiments, the embedded images and their judge come along: a configuration resolves, data opens."""
     subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
@@ -30,5 +30,7 @@ def test_a_wheel_works_from_any_folder(tmp_path: Path) -> None:
     assert "372.38" in run("-m", "snapgen_pl", "table", "ablation")
     opened = run("-c", "from snapgen_pl.data.emoji import Emoji; print(len(Emoji().open().train))")
     assert opened.strip() == "5644"
+    judge = run("-c", "from snapgen_pl.metrics.emoji_judge import EmojiJudge; print(EmojiJudge().network)")
+    assert judge.strip() == "emoji_judge"
     resolved = run("-m", "snapgen_pl", "fit", "--config", "experiments/quickstart.yaml", "--print_config")
     assert "callbacks.sample_grid.SampleGrid" in resolved

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from snapgen_pl import rng
 from snapgen_pl.digest import tensors_digest
 
+# Of an identity, what products are rounded to: latents differ by it, but it makes no other latents.
+ROUNDING = ("dtype", "tf32")
+
 
 class Posterior(NamedTuple):
     """What an encoder says of an image's raw latent: an independent Gaussian a value.

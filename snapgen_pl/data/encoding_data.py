@@ -1,6 +1,6 @@
 """The LightningDataModule of images to encode, shard by shard."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import lightning as L
@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from snapgen_pl.config_files import Value
 from snapgen_pl.data.conditions import Captioned, Captions, Labels
+from snapgen_pl.data.in_shards import InShards
 from snapgen_pl.data.loader import BatchLoader, ImageSamples, Sample
 from snapgen_pl.data.requests import RequestBatches, Requests
-from snapgen_pl.data.shards import Plan, Shard
+from snapgen_pl.data.shards import Shard
 from snapgen_pl.data.source import Batch, ImageSet, ImageSource, LatentSet, OpenSource
 
 
@@ -84,11 +84,10 @@ class ShardBatches:
         return iter(BatchLoader(self.samples, samples, self.workers))
 
 
-class EncodingData(L.LightningDataModule):
+class EncodingData(InShards):
     """Every image or caption once, those to train on first, for ``predict`` to encode into shards.
 
-    A position is an image's place in that order. Each process takes every world_size-th of the shards that are still to
-    be written.
+    A position is an image's place in that order. See :class:`~snapgen_pl.data.in_shards.InShards`.
 
     Args:
         source: where the images come from.
@@ -100,7 +99,6 @@ class EncodingData(L.LightningDataModule):
 
     Attributes:
         images: all of them by position; known after setup.
-        shards: those to encode; None until the writer has said which.
     """
 
     images: BothSplits
@@ -126,9 +124,7 @@ class EncodingData(L.LightningDataModule):
         self.image_source = source
         self.image_size, self.batch_size, self.shard_size, self.workers = image_size, batch_size, shard_size, workers
         self.read: Literal["image", "caption"] = read
-        self.shards: Sequence[Shard] | None = None
-        # Where fewer shards are left than there are processes, Lightning would refuse.
-        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.unit = read
         self._opened: OpenSource | None = None
 
     def setup(self, stage: str) -> None:
@@ -150,15 +146,10 @@ class EncodingData(L.LightningDataModule):
             raise AttributeError("the source is opened by setup(), which has not been called yet")
         return self._opened
 
-    def plan(self, format_name: str, facts: Mapping[str, Value]) -> Plan:
-        """A plan of shards over all images.
-
-        Args:
-            format_name: what the shards are of, and its version.
-            facts: what their values depend on besides the images.
-        """
-        counts = len(self.source.train), len(self.source.validation)
-        return Plan(format_name, facts, self.source.fingerprint, counts, self.shard_size)
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Images of both splits."""
+        return len(self.source.train), len(self.source.validation)
 
     def positions(self, shard: Shard) -> range:
         """The positions of a shard's images."""
@@ -179,14 +170,7 @@ class EncodingData(L.LightningDataModule):
         Raises:
             ValueError: where there is no writer.
         """
-        if self.shards is None:
-            raise ValueError("nothing would be written: add callbacks.shard_writer.ShardWriter to trainer.callbacks")
-        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        batches = [
-            list(positions[first : first + self.batch_size])
-            for positions in map(self.positions, self.shards[rank::ranks])
-            for first in range(0, len(positions), self.batch_size)
-        ]
+        batches = [list(positions) for _, positions in self.own_batches()]
         if self.read == "caption":
             return RequestBatches(Requests(Captions(self.images), range(len(self.images))), batches)
         return ShardBatches(

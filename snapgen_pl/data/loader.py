@@ -113,7 +113,17 @@ class PositionSampler(Sampler[list[Sample]]):
         image = self.order[place]
         if self.draws is None:
             return Sample(place, image)
-        return Sample(image * self.draws + place // self.order.length % self.draws, image)
+        return Sample(pinned(image, place // self.order.length, self.draws), image)
+
+
+def pinned(image: int, epoch: int, draws: int) -> int:
+    """The position of an image in an epoch, of its ``draws`` that take turns."""
+    return image * draws + epoch % draws
+
+
+def image_at(position: int, draws: int) -> int:
+    """The image that a pinned position is of."""
+    return position // draws
 
 
 def even_batches(count: int, micro_batch: int, rank: int, world_size: int) -> list[list[int]]:

@@ -1,7 +1,7 @@
 """What predict computed of a source's images, on disk: shards in safetensors' format, and a manifest of them.
 
-A shard holds tensors of consecutive images of one split. Its header repeats the plan that it is a part of, so that a
-shard of another plan, or a manifest that was changed, is told by name.
+A shard holds tensors of consecutive samples of one split: images, or draws of them. Its header repeats the plan that it
+is a part of, so that a shard of another plan, or a manifest that was changed, is told by name.
 """
 
 import json
@@ -30,13 +30,13 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 
 @dataclass(frozen=True)
 class Shard:
-    """Consecutive images of one split.
+    """Consecutive samples of one split.
 
     Attributes:
         split: which.
         index: its place among the split's shards.
         first: its first image's index in the split.
-        count: its images.
+        count: its samples.
     """
 
     split: Split
@@ -57,8 +57,8 @@ class Plan(NamedTuple):
         format: what the shards are of, and its version.
         facts: what the values depend on besides the images, and what is needed to read them; JSON values.
         source: the image source's fingerprint.
-        counts: images of train and validation.
-        shard_size: images a shard, the last of a split excepted.
+        counts: samples of train and validation.
+        shard_size: samples a shard, the last of a split excepted.
     """
 
     format: str
@@ -225,7 +225,7 @@ class SplitShards:
         self._open: dict[int, dict[str, Array]] = {}
 
     def __len__(self) -> int:
-        """The number of images."""
+        """The number of samples."""
         return sum(shard.count for shard in self.shards)
 
     def at(self, index: int) -> tuple[dict[str, Array], int]:

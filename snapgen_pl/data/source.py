@@ -29,8 +29,8 @@ class ImageBatch(NamedTuple):
     Attributes:
         image_BCHW: uint8 RGB.
         condition: what it is trained to be asked for with: int64 labels (B,), or texts.
-        position_B: int64, each sample's place in the endless training stream (or its index in the validation set):
-            what its timestep, noise and augmentation are drawn from.
+        position_B: int64, what each sample's timestep, noise and augmentation are drawn from: its place in the endless
+            training stream, a pinned place of its image, or its index in the validation set.
         taught: what a teacher said of it before, at the time and noise of this position; None where it did not.
     """
 

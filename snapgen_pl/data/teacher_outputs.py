@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from snapgen_pl.config_files import Value, differences
-from snapgen_pl.data.shards import ShardFolder, Split, SplitShards
+from snapgen_pl.data.shards import Manifest, ShardFolder, Split, SplitShards
 from snapgen_pl.data.source import Taught
 
 FORMAT = "snapgen_pl teacher outputs 1"
@@ -44,15 +44,27 @@ def rounded(taught: Taught, dtype: str) -> Taught:
 
 
 class StoredOutputs(SplitShards):
-    """A teacher's outputs of one split, by position."""
+    """A teacher's outputs of one split, by position.
+
+    Args:
+        folder: where the shards lie.
+        manifest: what they are.
+        split: which.
+        features: to read besides velocities.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, split: Split, features: Sequence[str]) -> None:
+        super().__init__(folder, manifest, split)
+        self.features = tuple(features)
 
     def load(self, positions: Sequence[int]) -> Taught:
         """Those at these positions, as stored."""
-        rows = [self.at(position) for position in positions]
-        stacked = {name: torch.from_numpy(np.stack([arrays[name][row] for arrays, row in rows])) for name in rows[0][0]}
-        return Taught(
-            stacked.pop(_VELOCITY), {name.removeprefix(_FEATURE): feature for name, feature in stacked.items()}
-        )
+        places = [self.at(position) for position in positions]
+
+        def stacked(name: str) -> Tensor:
+            return torch.from_numpy(np.stack([arrays[name][row] for arrays, row in places]))
+
+        return Taught(stacked(_VELOCITY), {name: stacked(_FEATURE + name) for name in self.features})
 
 
 class TeacherOutputFolder(ShardFolder):
@@ -67,33 +79,40 @@ class TeacherOutputFolder(ShardFolder):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, FORMAT, "teacher outputs")
+        self._chosen: tuple[str, ...] = ()
 
     def split(self, split: Split) -> StoredOutputs:
-        """The outputs of a split."""
-        return StoredOutputs(self.folder, self.manifest, split)
+        """The outputs of a split, with the features that were chosen."""
+        return StoredOutputs(self.folder, self.manifest, split, self._chosen)
 
-    def check_facts(self, facts: Mapping[str, Value], features: Sequence[str]) -> None:
+    def choose(self, features: Sequence[str]) -> None:
+        """Has these features read besides velocities; before, there are none.
+
+        Raises:
+            ValueError: naming those that were not stored.
+        """
+        stored = self.manifest.plan.facts["features"]
+        assert isinstance(stored, list)
+        if missing := [name for name in features if name not in stored]:
+            raise ValueError(
+                f"the teacher outputs in {self.folder} have no features {', '.join(missing)}; make them again with the "
+                "features of this run"
+            )
+        self._chosen = tuple(features)
+
+    def check_facts(self, facts: Mapping[str, Value]) -> None:
         """Checks that they are what a run's own teacher would say at the run's own noises and times.
 
         Args:
-            facts: what the outputs depend on, of the run.
-            features: those that it learns from.
+            facts: what the outputs depend on besides the images, of the run.
 
         Raises:
-            ValueError: naming what differs, or a feature that was not stored.
+            ValueError: naming what differs.
         """
-        stored = dict(self.manifest.plan.facts)
-        names = stored.pop("features")
-        stored.pop("dtype")
+        stored = {key: value for key, value in self.manifest.plan.facts.items() if key not in ("features", "dtype")}
         if changed := differences(stored, dict(facts)):
             listed = "; ".join(f"{change.key} is {change.old!r} there, {change.new!r} here" for change in changed)
             raise ValueError(
                 f"the teacher outputs in {self.folder} are not what this run's teacher would say: {listed}. Set these "
                 "alike, make the outputs again, or leave data.teacher_outputs out"
-            )
-        assert isinstance(names, list)
-        if missing := [name for name in features if name not in names]:
-            raise ValueError(
-                f"the teacher outputs in {self.folder} have no features {', '.join(missing)}; make them again with the "
-                "features of this run"
             )

@@ -1,14 +1,14 @@
 """The LightningDataModule of images to ask a teacher about, shard by shard."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from snapgen_pl.config_files import Value
 from snapgen_pl.data.datamodule import ImageData
-from snapgen_pl.data.loader import BatchLoader, Sample, Samples
-from snapgen_pl.data.shards import SPLITS, Plan, Shard, Split
+from snapgen_pl.data.in_shards import InShards
+from snapgen_pl.data.loader import BatchLoader, Sample, Samples, image_at
+from snapgen_pl.data.shards import SPLITS, Shard, Split
 from snapgen_pl.data.source import Batch
 
 
@@ -49,51 +49,46 @@ class SplitBatches:
 
     def __iter__(self) -> Iterator[SplitBatch]:
         """The batches, in order."""
-        for split in SPLITS:
-            for batch in (
-                BatchLoader(self.samples[split], self.batches[split], self.workers) if self.batches[split] else ()
-            ):
+        for split, batches in self.batches.items():
+            for batch in BatchLoader(self.samples[split], batches, self.workers) if batches else ():
                 yield SplitBatch(split, batch)
 
 
-class TeachingData(ImageData):
+class TeachingData(ImageData, InShards):
     """Every training image at each of its pinned draws, then every validation image, for ``predict`` to ask a teacher.
 
-    Configured as the :class:`~snapgen_pl.data.datamodule.ImageData` that will train on the answers, ``draws`` included.
-    Each process takes every world_size-th of the shards that are still to be written.
+    Configured as the :class:`~snapgen_pl.data.datamodule.ImageData` that will train on the answers, but for
+    ``batch_size``: that is what each process asks about at once. A position is a draw's, or in validation an image's
+    index. See :class:`~snapgen_pl.data.in_shards.InShards`.
 
     Args:
         shard_size: draws a shard.
-        **data: as in ImageData.
-
-    Attributes:
-        shards: those to write; None until the writer has said which.
-        read: what is written of each.
+        **data: as in ImageData; ``draws`` is needed.
     """
 
-    read = "draw"
+    unit = "draw"
 
     def __init__(self, shard_size: int = 1024, **data: Any) -> None:
         super().__init__(**data)
         if self.draws is None or self.teacher_outputs is not None:
-            raise ValueError(
-                "a teacher is asked about pinned draws: set data.draws, and leave data.teacher_outputs out"
-            )
+            raise ValueError("a teacher is asked about pinned draws: set data.draws, leave data.teacher_outputs out")
         if shard_size < 1:
             raise ValueError(f"shard_size must be at least 1, got {shard_size}")
         self.shard_size = shard_size
-        self.shards: Sequence[Shard] | None = None
-        # Where fewer shards are left than there are processes, Lightning would refuse.
-        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self._each = self.draws
 
-    def plan(self, format_name: str, facts: Mapping[str, Value]) -> Plan:
-        """A plan of shards over all draws; see EncodingData.plan."""
-        assert self.draws is not None
-        counts = len(self.source.train) * self.draws, len(self.source.validation)
-        return Plan(format_name, facts, self.source.fingerprint, counts, self.shard_size)
+    @property
+    def micro_batch(self) -> int:
+        """Images that one process takes at once."""
+        return self.batch_size
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Draws of the training images, and the validation images."""
+        return len(self.source.train) * self._each, len(self.source.validation)
 
     def positions(self, shard: Shard) -> range:
-        """The positions of a shard's draws, of its split."""
+        """The positions of a shard's draws, within its split."""
         return range(shard.first, shard.first + shard.count)
 
     def predict_dataloader(self) -> SplitBatches:  # type: ignore[override]  # these are no requests
@@ -102,17 +97,11 @@ class TeachingData(ImageData):
         Raises:
             ValueError: where there is no writer.
         """
-        if self.shards is None:
-            raise ValueError("nothing would be written: add callbacks.shard_writer.ShardWriter to trainer.callbacks")
         batches: dict[Split, list[list[Sample]]] = {split: [] for split in SPLITS}
-        for shard in self.shards[self._rank :: self._world_size]:
-            positions = self.positions(shard)
-            starts = range(0, len(positions), self.batch_size)
-            parts = [positions[first : first + self.batch_size] for first in starts]
-            batches[shard.split] += [[self._sample(shard.split, position) for position in part] for part in parts]
+        for shard, positions in self.own_batches():
+            batches[shard.split].append([self._sample(shard.split, position) for position in positions])
         samples = {split: self.samples_of(split, self.flip_seed if split == "train" else None) for split in SPLITS}
         return SplitBatches(samples, batches, self.workers)
 
     def _sample(self, split: Split, position: int) -> Sample:
-        assert self.draws is not None
-        return Sample(position, position // self.draws if split == "train" else position)
+        return Sample(position, image_at(position, self._each) if split == "train" else position)

@@ -5,12 +5,12 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from snapgen_pl.autoencoders.autoencoder import Autoencoder
+from snapgen_pl.autoencoders.autoencoder import ROUNDING, Autoencoder
 from snapgen_pl.conditioning.condition import Condition
 from snapgen_pl.conditioning.conditioner import Conditioner
 from snapgen_pl.config_files import Value, as_value
 from snapgen_pl.data.datamodule import ImageData
-from snapgen_pl.data.source import Batch, Taught
+from snapgen_pl.data.source import Batch, LatentSet, Taught
 from snapgen_pl.distill.feature_loss import FeatureLoss, FeaturePair
 from snapgen_pl.distill.loss_terms import LossTerm, LossTerms, Role
 from snapgen_pl.distill.velocity_error import velocity_error
@@ -50,6 +50,7 @@ class Distill(Pretrain):
     """
 
     draws_as: ClassVar[type[Pretrain]] = Pretrain
+    takes_teacher_outputs = True
 
     def __init__(
         self,
@@ -98,7 +99,7 @@ class Distill(Pretrain):
         return {**own, **teachers}
 
     def setup(self, stage: str) -> None:
-        """Also reads the teacher's weights, where losses are taken."""
+        """Also reads the teacher's weights, where losses are taken, or checks that its outputs are stored."""
         super().setup(stage)
         data = self._data()
         self._asks = self.needs_teacher(stage)
@@ -108,7 +109,12 @@ class Distill(Pretrain):
         self.teacher.check_autoencoder(self.autoencoder.identity())
         if data.taught is not None:
             self._asks = False
-            data.taught.check_facts(self.teacher_facts(), self.teacher_features)
+            data.taught.choose(self.teacher_features)
+            # The weights are read for their SHA-256: by one process.
+            facts = self.teacher_facts() if self.trainer.is_global_zero else {}
+            data.taught.check_facts(self.trainer.strategy.broadcast(facts))
+            if stage == "fit" and data.verify:
+                data.taught.check()
             return
         make_ready(self.trainer, lambda folder: self.teacher.ready(folder, data.classes))
 
@@ -159,7 +165,7 @@ class Distill(Pretrain):
         return Taught(output.velocity_BCHW, dict(zip(features, output.features, strict=True)))
 
     def needs_teacher(self, stage: str) -> bool:
-        """Whether losses are taken."""
+        """Whether the teacher is asked, unless what it says is stored: where losses are taken."""
         return stage != "predict"
 
     @property
@@ -169,11 +175,14 @@ class Distill(Pretrain):
 
     def teacher_facts(self) -> dict[str, Value]:
         """What the teacher's outputs depend on besides the images: the teacher, and how x_t and t are drawn."""
-        data = self._data()
+        data, autoencoder = self._data(), self.autoencoder.identity()
+        if isinstance(data.source.train, LatentSet):  # whoever trains on latents decodes as he likes
+            autoencoder = {key: value for key, value in autoencoder.items() if key not in ROUNDING}
         return as_value(
             {
                 "teacher": self.teacher.identity(),
-                "autoencoder": self.autoencoder.identity(),
+                "text_states": {name: data.stored_weights().get(name) for name in self.teacher.encoders()},
+                "autoencoder": autoencoder,
                 "image_size": data.image_size,
                 "flip_seed": data.flip_seed,
                 "draws": data.draws,

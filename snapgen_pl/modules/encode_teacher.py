@@ -34,7 +34,7 @@ class EncodeTeacher(Distill):
         self.dtype_stored = dtype
 
     def needs_teacher(self, stage: str) -> bool:
-        """Always."""
+        """Always: nothing else is wanted."""
         return True
 
     def plan(self) -> Plan:
@@ -42,6 +42,11 @@ class EncodeTeacher(Distill):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, TeachingData):
             raise ValueError(f"EncodeTeacher needs a TeachingData as its data, not {type(data).__name__}")
+        if self.teacher.divided and self.trainer.world_size > 1:
+            raise ValueError(
+                "shards do not come out even among processes, and a teacher whose weights are divided must be asked by "
+                "all of them alike; set its placement to replicated, or encode in one process"
+            )
         self.setup("predict")
         features: list[Value] = [*self.teacher_features]
         return data.plan(FORMAT, {**self.teacher_facts(), "features": features, "dtype": self.dtype_stored})

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import lightning as L
 import torch
@@ -74,6 +74,7 @@ class Pretrain(L.LightningModule):
     Attributes:
         origin: of the weights, for records.
         loss_roles: by name, the role of every term of the loss.
+        takes_teacher_outputs: whether what a teacher said before is of use to it.
 
     Raises:
         ValueError: where the parts do not fit together.
@@ -81,6 +82,7 @@ class Pretrain(L.LightningModule):
 
     origin = "as trained, no EMA"
     loss_roles: Mapping[str, Role] = {"task": "task"}
+    takes_teacher_outputs: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -174,6 +176,10 @@ class Pretrain(L.LightningModule):
             raise ValueError(
                 f"data.condition is {data.condition}, but {type(self.conditioner).__name__} takes "
                 f"{self.conditioner.takes}s; set --data.condition {self.conditioner.takes}, or another conditioner"
+            )
+        if data.taught is not None and not self.takes_teacher_outputs:
+            raise ValueError(
+                f"data.teacher_outputs are given, but {type(self).__name__} has no teacher; leave them out, or distil"
             )
         images = (batch.image_BCHW for batch in data.training_images(256))
         make_ready(self.trainer, lambda folder: self.ready(folder, images, data.classes))

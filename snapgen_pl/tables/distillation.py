@@ -38,12 +38,17 @@ def files(row: str) -> tuple[Path, ...]:
     return *before, FOLDER / f"{row}.yaml"
 
 
-FILES = {row: files(row) for row in ROWS}
+def recipe_files(row: str) -> tuple[Path, ...]:
+    """What a row's training depends on: its files, the texts', and, of students, the teacher's."""
+    return FOLDER / "encode_texts.yaml", *(() if row == TEACHER else files(TEACHER)), *files(row)
+
+
+RECIPES = {row: recipe_files(row) for row in ROWS}
 
 
 def distillation_table(reports: Path | None) -> Table:
     """How near students come to data, teacher and captions, beside their teacher and real images."""
-    runs = read_records(reports or experiments_dir() / "results" / "emoji_distillation", FILES)
+    runs = read_records(reports or experiments_dir() / "results" / "emoji_distillation", RECIPES)
     values = {row: _values(runs[row]) for row in ROWS}
     return Table(
         rows=[_row(row, runs[row], values[row]) for row in ROWS],
@@ -119,7 +124,7 @@ def _notes(runs: Sequence[RowRecord]) -> str:
         f"held-out caption, by {report.drawing['sampler']}, {report.drawing['guidance']}: "
         "`kid_effnet` is their distance from training images; `judge_top1` is how often a linear map, trained on real "
         "training images alone, finds an image's own caption among 100 of the same style, `judge_style` how often "
-        f"another finds its style among four. Images of known quality: {controls}. Seconds are of runs on {machines}, "
-        "beside other work."
+        f"another finds its style among four. Images of known quality: {controls}. Seconds are of runs on {machines}; "
+        "rows that ran beside other work took longer than they need."
     )
     return textwrap.fill(text, 120)

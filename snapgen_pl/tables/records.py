@@ -63,6 +63,7 @@ def _trained(config: Mapping[str, Any]) -> dict[str, Any]:
     trainer = {key: value for key, value in config.get("trainer", {}).items() if key != "val_check_interval"}
     for key in trainer.keys() & {"callbacks", "callbacks+"}:
         trainer[key] = [each for each in trainer[key] if not each["class_path"].startswith(_ONLY_LOOKS)]
+    trainer = {key: value for key, value in trainer.items() if value != []}
     return {**{key: config.get(key) for key in ("model", "data", "ema")}, "trainer": trainer}
 
 
@@ -71,7 +72,7 @@ def read_records(folder: Path, rows: Mapping[str, Sequence[Path]]) -> dict[str, 
 
     Args:
         folder: of the records.
-        rows: the files of each row.
+        rows: the files that each row's recipe is in.
 
     Raises:
         ValueError: naming what is no record, is of another recipe, or does not compare.
@@ -81,12 +82,12 @@ def read_records(folder: Path, rows: Mapping[str, Sequence[Path]]) -> dict[str, 
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             record = RowRecord(**content | {"report": parse_report(content["report"])})
-            current = recipe(rows[record.row])
+            files = rows[record.row]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file} is no record of a table's row: {error!r}") from error
-        if record.recipe != current:
+        if record.recipe != recipe(files):
             raise ValueError(
-                f"{file}: trained by another recipe than {', '.join(str(each) for each in rows[record.row])} declare "
+                f"{file}: trained by another recipe than {', '.join(map(str, files))} declare "
                 "now; delete it and its run, and run `make experiments`"
             )
         records[file.stem] = record

@@ -10,7 +10,7 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor, nn
 
-from snapgen_pl.autoencoders.autoencoder import Autoencoder
+from snapgen_pl.autoencoders.autoencoder import ROUNDING, Autoencoder
 from snapgen_pl.conditioning.conditioner import Conditioner
 from snapgen_pl.config_files import Value
 from snapgen_pl.digest import tensors_digest, values_digest
@@ -24,8 +24,6 @@ from snapgen_pl.trained_run import built, open_run
 
 # What of a module's arguments makes its network.
 _NETWORK = ("denoiser", "conditioner", "sigma_data")
-# What products were rounded to does not make other latents.
-_ROUNDING = ("dtype", "tf32")
 
 
 class RunTeacher(Teacher):
@@ -57,7 +55,7 @@ class RunTeacher(Teacher):
         """The identity of the run's autoencoder, which is read for it."""
         autoencoder: Autoencoder = self._built(autoencoder=Autoencoder).autoencoder
         autoencoder.ready(self._run.folder, ())
-        return {key: value for key, value in autoencoder.identity().items() if key not in _ROUNDING}
+        return {key: value for key, value in autoencoder.identity().items() if key not in ROUNDING}
 
     def _read(self, folder: Path, classes: tuple[str, ...]) -> list[str]:
         own = self._run.classes() if self.takes == "label" else ()

@@ -96,6 +96,11 @@ class SD3Teacher(Teacher):
         self._conditioner.to(device)
         place(self._denoiser, self.placement, device, mesh)
 
+    @property
+    def divided(self) -> bool:
+        """See Teacher.divided."""
+        return self.placement != "replicated"
+
     def identity(self) -> Facts:
         """The weights' SHA-256 is of the files, which are read for it once: minutes for those of Large."""
         said = {key: value for key, value in self._config.items() if not key.startswith("_")}
@@ -106,6 +111,7 @@ class SD3Teacher(Teacher):
             "dtype": self.dtype,
             "guidance": repr(self.guidance),
             "conditioner": type(self._conditioner).__name__,
+            "tokens": self._conditioner.tokens,
             "encoders": dict(self.encoders()),
         }
 

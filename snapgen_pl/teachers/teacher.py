@@ -73,6 +73,11 @@ class Teacher(ABC):
         """Which conditions it is asked with."""
         return self._conditioner.takes
 
+    @property
+    def divided(self) -> bool:
+        """Whether weights are divided among processes, all of which must then ask as often as the others."""
+        return False
+
     def encoders(self) -> Mapping[str, str]:
         """The identities of the text encoders whose states it takes, by the names that states go by."""
         return self._conditioner.encoders()

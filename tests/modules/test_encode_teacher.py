@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -134,7 +135,7 @@ def test_outputs_of_another_runs_weights_are_refused(images: Path, run: Path, ou
     other = tmp_path / "teacher"
     shutil.copytree(run, other)
     saved = torch.load(other / LAST, weights_only=True)
-    saved["state_dict"]["denoiser.conv_in.bias"] += 1
+    next(iter(saved["ema"]["weights"].values())).add_(1)
     torch.save(saved, other / LAST)
     with pytest.raises(ValueError, match=r"teacher\.weights is '[0-9a-f]{64}' there"):
         train(distill(other), images, tmp_path / "a", 1, data=image_data(images, teacher_outputs=str(outputs)))
@@ -158,6 +159,37 @@ def test_settings_that_make_no_sense_are_refused(images: Path, run: Path, output
     trainer = tiny_run.trainer_for(tmp_path, 1, ours=False, callbacks=[ShardWriter()])
     with pytest.raises(ValueError, match=r"EncodeTeacher and TeachingData, not .* with EncodeTeacher and ImageData"):
         trainer.predict(build(EncodeTeacher, run), datamodule=image_data(images))
+
+
+def test_a_divided_teacher_is_not_asked_by_several_processes(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RunTeacher, "divided", True)
+    module = build(EncodeTeacher, run)
+    module.trainer = SimpleNamespace(datamodule=TeachingData(source=ImageFolder(str(tmp_path)), draws=1), world_size=2)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="set its placement to replicated, or encode in one process"):
+        module.plan()
+
+
+def test_outputs_are_of_no_use_without_a_teacher(images: Path, outputs: Path, tmp_path: Path) -> None:
+    trainer = tiny_run.trainer_for(tmp_path, 1)
+    with pytest.raises(ValueError, match=r"data\.teacher_outputs are given, but Pretrain has no teacher"):
+        trainer.fit(pretrain_run.pretrain(), datamodule=image_data(images, teacher_outputs=str(outputs)))
+
+
+def test_damaged_outputs_are_refused_unless_nobody_looks(
+    images: Path, run: Path, outputs: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "outputs"
+    shutil.copytree(outputs, damaged)
+    file = sorted(damaged.glob("train-*.safetensors"))[1]
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{file.name} is damaged"):
+        train(distill(run), images, tmp_path / "a", 1, data=image_data(images, teacher_outputs=str(damaged)))
+    stored = image_data(images, teacher_outputs=str(damaged), verify=False)
+    train(distill(run), images, tmp_path / "b", 1, data=stored)
 
 
 def test_what_a_type_cannot_hold_is_refused() -> None:

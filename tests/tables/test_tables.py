@@ -188,7 +188,7 @@ def test_the_table_of_distillation_has_what_students_say_of_teacher_and_captions
                 weights={"images_seen": images},
                 made={"hardware": hardware},
             )
-            files = distillation.FILES[row]
+            files = distillation.RECIPES[row]
             RowRecord(row, seed, recipe(files), validation, 100.0 + seed, report).write(tmp_path)
     rows = {row["row"]: row for row in json.loads(table("distillation", "json", tmp_path))}
     assert len(rows) == len(distillation.ROWS)
@@ -204,7 +204,7 @@ def test_the_table_of_distillation_has_what_students_say_of_teacher_and_captions
 
 
 def test_a_recipe_is_what_trains_and_not_what_looks(tmp_path: Path) -> None:
-    base = {"model": {"lr": 1}, "trainer": {"max_steps": 5, "val_check_interval": 1, "callbacks": []}}
+    base = {"model": {"lr": 1}, "trainer": {"max_steps": 5, "val_check_interval": 1}}
 
     def of(**trainer: object) -> str:
         file = tmp_path / "row.yaml"

@@ -121,8 +121,12 @@ def _figures(maps: JudgeMaps, network: EfficientNetLite0, held_out: EmojiSet, ca
 
 
 def shuffled(own_N: Tensor) -> Tensor:
-    """Every caption handed on within its style: the images have style after style."""
-    return own_N.view(len(STYLES), -1).roll(1, dims=1).flatten()
+    """Every caption handed on within its style, round a circle in random order: the images have style after style."""
+    own_SC = own_N.view(len(STYLES), -1)
+    order_C = torch.randperm(own_SC.shape[1], generator=torch.Generator().manual_seed(_SEED))
+    handed_SC = torch.empty_like(own_SC)
+    handed_SC[:, order_C] = own_SC[:, order_C.roll(1)]
+    return handed_SC.flatten()
 
 
 if __name__ == "__main__":

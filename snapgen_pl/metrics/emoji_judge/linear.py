@@ -26,7 +26,7 @@ class LinearMap(NamedTuple):
         width = self.weight.shape[1]
         if features_ND.ndim != 2 or features_ND.shape[1] != width:
             raise ValueError(
-                f"expected features (N, {width}), got {tuple(features_ND.shape)}; EmojiJudge.image_network gives them"
+                f"expected features (N, {width}), got {tuple(features_ND.shape)}; EfficientNetLite0 gives them"
             )
         return F.linear(features_ND.float(), self.weight.float(), self.bias.float())
 

@@ -115,9 +115,11 @@ class JudgeMaps:
             captions: those to judge among.
             own_N: the place of each image's own.
         """
-        image_NE = F.normalize(self.caption(features_ND), dim=1)
-        in_style_N = self.style(features_ND).argmax(dim=1) == captions.styles[own_N]
-        return torch.stack([captions.top1(image_NE, own_N), in_style_N.float()], dim=1)
+        # Rounded by a run's autocast, near captions would be equally near.
+        with torch.autocast("cpu", enabled=False):
+            image_NE = F.normalize(self.caption(features_ND), dim=1)
+            in_style_N = self.style(features_ND).argmax(dim=1) == captions.styles[own_N]
+            return torch.stack([captions.top1(image_NE, own_N), in_style_N.float()], dim=1)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {
