@@ -197,12 +197,17 @@ class Data(L.LightningDataModule):
         return DataLoader([Request(torch.tensor(0), torch.tensor(i)) for i in range(2)], batch_size=2)
 
     def _loader(self, batch_size: int) -> "DataLoader[ImageBatch]":
-        return DataLoader(list(self._samples()), batch_size=batch_size, generator=torch.Generator())
+        return DataLoader(
+            list(self._samples()),  # type: ignore[arg-type]  # batches of one
+            batch_size=batch_size,
+            generator=torch.Generator(),
+            collate_fn=lambda parts: ImageBatch(*map(torch.stack, zip(*parts, strict=True))),
+        )
 
-    def _samples(self) -> Iterator[ImageBatch]:
+    def _samples(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         pixels = rng.uniform(5, 0, torch.arange(8), (3, SIDE, SIDE)) * 255
         for position, image in enumerate(pixels.to(torch.uint8)):
-            yield ImageBatch(image, torch.tensor(position % 3), torch.tensor(position))
+            yield image, torch.tensor(position % 3), torch.tensor(position)
 
 
 def config(folder: Path, **changes: Any) -> str:

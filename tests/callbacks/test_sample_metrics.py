@@ -1,4 +1,5 @@
 import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
 from callbacks.sample_metrics import SampleMetrics
 from callbacks.sampling import drawing
@@ -19,6 +21,7 @@ from snapgen_pl.metrics.effnet_distances import EffNetDistances
 from snapgen_pl.metrics.feature_store import FeatureStore
 from snapgen_pl.metrics.fid_report import FIDReport, check_comparable, read_report
 from snapgen_pl.metrics.image_sets import open_images
+from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, SampleMetric, Score
 from snapgen_pl.modules.pretrain import Pretrain
 from tests import sample_run
 
@@ -228,3 +231,66 @@ def test_drawing_puts_modes_back_part_by_part_even_after_an_error(tmp_path: Path
         raise RuntimeError
     assert module.denoiser.training
     assert not module.conditioner.training
+
+
+class AskedFor(SampleMetric):
+    """The share of images that were asked for as one class; it knows some classes alone."""
+
+    needs_requests = True
+    network, least_images, brings_reference = "asked_for", 1, True
+
+    def __init__(self, known: Sequence[str]) -> None:
+        self.known = known
+
+    def protocol(self) -> Facts:
+        return {"of": self.known[0]}
+
+    def controls(self) -> Mapping[str, Mapping[str, Score]]:
+        return {"real": {"share": Score(0.5)}, "shuffled": {"share": Score(0.1)}}
+
+    def prepare(self, device: torch.device) -> None:
+        pass
+
+    def check_requests(self, asked: Sequence[str]) -> None:
+        if unknown := set(asked) - set(self.known):
+            raise ValueError(f"asked for {min(unknown)}")
+
+    def features(self, image_BCHW: Tensor, asked: Sequence[str] = ()) -> dict[str, Tensor]:
+        assert len(asked) == len(image_BCHW)
+        return {self.network: torch.tensor([[float(name == self.known[0])] for name in asked])}
+
+    def set_reference(self, features: FeatureSet) -> None:
+        pass
+
+    def measure(self, features: FeatureSet) -> dict[str, Score]:
+        return {"share": Score(float(torch.cat(list(features.read(self.network))).mean()))}
+
+
+def test_a_metric_may_hold_samples_against_what_was_asked_for(tmp_path: Path, images: Path) -> None:
+    logger = TensorBoardLogger(str(tmp_path), name="run", version="")
+    both = [EffNetDistances(subsets=5, subset_size=16), AskedFor(list(sample_run.CLASSES))]
+    callback = SampleMetrics(both, samples=20, batch_size=8, control_images=20, every_n_images=0)
+    trainer = sample_run.trainer(tmp_path / "run", [callback], steps=2, logger=logger)
+    trainer.fit(sample_run.module(), sample_run.data(images))
+    found = read_report(tmp_path / "run" / "metrics.json")
+    # 30 of the 64 training images are apples: 9.4 of 20, and no remainder is larger. Nobody asked for the training
+    # images that controls are made of.
+    assert found.values["share"].value == 10 / 20
+    assert {name: set(scores) for name, scores in found.controls.items()} == {
+        "real": {"kid_effnet", "share"},
+        "16px": {"kid_effnet"},
+        "8px": {"kid_effnet"},
+        "shuffled": {"share"},
+    }
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert [event.step for event in events.Scalars("share")] == [0, 1]
+    assert [event.step for event in events.Scalars("share/shuffled")] == [0]
+
+
+@pytest.mark.parametrize("verb", ["fit", "test"])
+def test_requests_that_a_metric_does_not_know_are_refused_before_work(tmp_path: Path, images: Path, verb: str) -> None:
+    callback = SampleMetrics([AskedFor(["apple", "bell"])], samples=20, test_samples=20)
+    trainer = sample_run.trainer(tmp_path, [callback])
+    with pytest.raises(ValueError, match="asked for crane"):
+        getattr(trainer, verb)(sample_run.module(), sample_run.data(images))
+    assert trainer.global_step == 0

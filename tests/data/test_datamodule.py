@@ -104,7 +104,8 @@ def test_validate_and_predict_work_without_training(tmp_path: Path) -> None:
 
 def test_training_images_in_order_come_once_and_unflipped() -> None:
     data = ready(flip=True)
-    image_BCHW, label_B, position_B = (torch.cat(tensors) for tensors in zip(*data.training_images(7), strict=True))
+    batches = [batch[:3] for batch in data.training_images(7)]
+    image_BCHW, label_B, position_B = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
     assert torch.equal(image_BCHW[:, 0, 0, 0].long(), position_B)
     assert torch.equal(position_B, torch.arange(len(data.source.train)))
     assert torch.equal(label_B, data.source.train.labels)

@@ -22,6 +22,8 @@ from snapgen_pl.data.loader import (
     ResumableLoader,
     Sample,
     even_batches,
+    image_at,
+    pinned,
 )
 from snapgen_pl.data.source import ImageBatch
 
@@ -52,12 +54,18 @@ def loader(
 
 def joined(batches: Iterator[ImageBatch]) -> ImageBatch:
     """All samples of some batches, by position."""
-    batch = ImageBatch(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
-    return ImageBatch(*(tensor[batch.position_B.argsort()] for tensor in batch))
+    batch = ImageBatch(*(torch.cat(tensors) for tensors in zip(*(_drawn(batch) for batch in batches), strict=True)))
+    return ImageBatch(*(tensor[batch.position_B.argsort()] for tensor in _drawn(batch)))
 
 
 def same(one: ImageBatch, other: ImageBatch) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    return all(torch.equal(a, b) for a, b in zip(_drawn(one), _drawn(other), strict=True))
+
+
+def _drawn(batch: ImageBatch) -> tuple[Tensor, Tensor, Tensor]:
+    assert isinstance(batch.condition, Tensor)
+    assert batch.taught is None
+    return batch.image_BCHW, batch.condition, batch.position_B
 
 
 @settings(max_examples=30, deadline=None)
@@ -124,7 +132,7 @@ def test_a_run_continues_on_another_number_of_processes_at_the_same_image(
 def test_ranks_partition_each_global_batch_and_flips_do_not_know_them() -> None:
     alone = next(iter(loader(micro_batch=8)))
     parts = [next(iter(loader(micro_batch=2, rank=rank, world_size=4))) for rank in range(4)]
-    assert same(ImageBatch(*(torch.cat(tensors) for tensors in zip(*parts, strict=True))), alone)
+    assert same(joined(iter(parts)), alone)
     assert alone.position_B.tolist() == list(range(8))
     flipped: Tensor = alone.image_BCHW[:, 1, 0, -1] == 255
     assert flipped.any()
@@ -181,3 +189,21 @@ def test_validation_batches_cover_every_index_once_in_equal_numbers_of_batches(
     assert all(1 <= len(batch) <= micro_batch + 1 for part in parts for batch in part)
     for rank, part in enumerate(parts):
         assert [index for batch in part for index in batch] == list(range(count))[rank::world_size]
+
+
+@settings(max_examples=30, deadline=None)
+@given(count=st.integers(1, 9), draws=st.integers(1, 4), micro_batch=st.integers(1, 5), world_size=st.integers(1, 3))
+def test_pinned_draws_take_turns_epoch_by_epoch_on_any_number_of_processes(
+    count: int, draws: int, micro_batch: int, world_size: int
+) -> None:
+    order = EndlessOrder(count, seed=3)
+    samplers = [PositionSampler(order, micro_batch, rank, world_size, draws) for rank in range(world_size)]
+    length = 2 * count * draws
+    rounds = zip(*(islice(iter(sampler), length) for sampler in samplers), strict=True)
+    stream = [sample for batches in rounds for batch in batches for sample in batch][:length]
+    for place, sample in enumerate(stream):
+        assert sample.image == order[place] == image_at(sample.position, draws)
+        assert sample.position == pinned(sample.image, place // count, draws)
+    # In as many epochs as there are draws, every position comes once; then they come again.
+    assert sorted(sample.position for sample in stream[: count * draws]) == list(range(count * draws))
+    assert {sample.position for sample in stream[count * draws :]} == set(range(count * draws))

@@ -80,7 +80,7 @@ def test_a_samples_loss_does_not_depend_on_its_batch(images: Path, tmp_path: Pat
     batch = next(iter(sample_run_training_batches(module)))
     whole = module.training_step(batch, 0)["terms"]
     for row in (0, 5):
-        alone = module.training_step(ImageBatch(*(part[row : row + 1] for part in batch)), 0)["terms"]
+        alone = module.training_step(ImageBatch(*(part[row : row + 1] for part in batch[:3])), 0)["terms"]
         assert alone.t_B[0] == whole.t_B[row]
         torch.testing.assert_close(alone.terms[0].value_B[0], whole.terms[0].value_B[row], rtol=1e-4, atol=1e-5)
 
