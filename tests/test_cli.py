@@ -350,7 +350,7 @@ def test_generate_writes_over_nothing(trained: Path, tmp_path: Path, capsys: pyt
 
 def test_a_verb_without_configs_tells_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert "error: name: is required\n" in fails(capsys, 2, "table")
-    wanted = "'imagenet256' or 'ablation' or 'emoji' or 'cost'"
+    wanted = "'imagenet256' or 'ablation' or 'emoji' or 'distillation' or 'cost'"
     assert f"error: name: expected {wanted}, got 'ablatoin'\n" in fails(capsys, 2, "table", "ablatoin")
 
 
