@@ -94,7 +94,7 @@ class SD3Texts(TextConditioner):
         count = len(texts(like).captions)
         for name, encoder in self._encoders.items():
             if name not in self.empty:
-                self.empty[name] = encoder.to(self.place.device).encode([""])
+                self.empty[name] = encoder.to(self.place.device).encode_once([""])
         return Texts(("",) * count, {name: _repeated(self.empty[name], count) for name in self._encoders})
 
     def asks_nothing(self, condition: Condition) -> Tensor:

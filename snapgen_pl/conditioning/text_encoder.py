@@ -142,6 +142,14 @@ class TextEncoder(ABC):
                 raise ValueError(f"{type(self).__name__} leaves the range of float16; set its dtype to bfloat16")
             return TextStates(tokens_BSD.float(), mask_BS, None if pooled_BP is None else pooled_BP.float())
 
+    def encode_once(self, texts: Sequence[str]) -> TextStates:
+        """As :meth:`encode`, but lets go of a network that was not loaded before: nobody may ask again."""
+        kept = self._loaded is not None
+        states = self.encode(texts)
+        if not kept:
+            self.release()
+        return states
+
     def release(self) -> None:
         """Lets go of the network; :meth:`encode` loads it again."""
         self._loaded = None

@@ -128,6 +128,21 @@ def test_the_empty_text_is_encoded_once_or_not_at_all(folder: Path, monkeypatch:
         assert torch.equal(conditioner.unconditional(condition).tokens_BSD, expected.tokens_BSD)
 
 
+def test_where_states_are_stored_no_encoder_stays_in_memory(folder: Path) -> None:
+    conditioner = sd3_texts(folder)
+    encoders = conditioner._encoders.values()
+    stored = {name: encoder.encode(CAPTIONS) for name, encoder in sd3_texts(folder)._encoders.items()}
+    condition = Texts(CAPTIONS, stored)
+    conditioner.unconditional(condition)
+    conditioner(condition)
+    assert not any(encoder._loaded for encoder in encoders)
+    # One that captions are encoded with is kept, for the next batch.
+    conditioner.empty = {}
+    conditioner(Texts(CAPTIONS, {}))
+    conditioner.unconditional(condition)
+    assert all(encoder._loaded for encoder in encoders)
+
+
 def test_states_stored_for_a_student_serve(folder: Path) -> None:
     conditioner = sd3_texts(folder)
     students = {
