@@ -85,6 +85,7 @@ class TrainedRow:
                 f"{self.folder}: trained to {seconds.step}, but {', '.join(late)} validated at another step; the row's "
                 "cadence must fit"
             )
+        by_time = {name: _by_time(events, name) for name in validation}
         return RowRecord(
             row=self.row,
             seed=self.seed,
@@ -92,6 +93,7 @@ class TrainedRow:
             validation={name: value.value for name, value in validation.items()},
             training_seconds=round(seconds.value, 1),
             report=read_report(self.folder / METRICS),
+            by_time={name: values for name, values in by_time.items() if values},
         )
 
     def _check_recipe(self) -> None:
@@ -114,3 +116,9 @@ def begin_again(run: Run, end: int) -> Path | str:
     previous = run.folder / checkpoints.PREVIOUS
     at_end = checkpoints.step_of(checkpoints.newest(run.folder)) == end
     return previous if at_end else "last"
+
+
+def _by_time(events: EventAccumulator, name: str) -> list[float]:
+    """The last of each of BinnedMean's tags, which are sorted as their times are."""
+    tags = sorted(tag for tag in events.Tags()["scalars"] if tag.startswith(f"val_{name}_by_t/"))
+    return [events.Scalars(tag)[-1].value for tag in tags]

@@ -11,6 +11,7 @@ from snapgen_pl.tables.records import RowRecord, Spread, read_records, spread
 
 FOLDER = experiments_dir() / "emoji" / "t2i"
 TEACHER = "teacher"
+UNTAUGHT = "student"
 # The values of a row, and what they are called in Markdown.
 COLUMNS = {
     "validation_loss": "val loss",
@@ -20,7 +21,7 @@ COLUMNS = {
 }
 ROWS = {
     TEACHER: "the teacher",
-    "student": "no distillation",
+    UNTAUGHT: "no distillation",
     "output": "outputs",
     "multilevel": "outputs and features, fixed weights",
     "timestep_aware": "the same, timestep-aware: SnapGen",
@@ -28,7 +29,7 @@ ROWS = {
     "lambda_half": "timestep-aware, lambda at most 0.5",
 }
 # What a row's file is a delta to, and that to, back to the first.
-_BEFORE = {"output": "student", "multilevel": "student", "timestep_aware": "multilevel",
+_BEFORE = {"output": UNTAUGHT, "multilevel": UNTAUGHT, "timestep_aware": "multilevel",
            "timestep_bin": "multilevel", "lambda_half": "multilevel"}  # fmt: skip
 
 

@@ -28,6 +28,7 @@ class RowRecord(NamedTuple):
         validation: each ``val/<name>`` of the EMA weights, after the last step; ``loss`` is L_task.
         training_seconds: without validation and sampling.
         report: of its samples.
+        by_time: ``validation`` in equal parts of [0, 1], from data to noise, where it was kept.
     """
 
     row: str
@@ -36,6 +37,7 @@ class RowRecord(NamedTuple):
     validation: Mapping[str, float]
     training_seconds: float
     report: FIDReport
+    by_time: Mapping[str, Sequence[float]] = {}
 
     def write(self, folder: Path) -> Path:
         """Writes ``<row>-seed<n>.json``, whole or not at all."""

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from benchmarks.emoji_distillation import plot
 from snapgen_pl.metrics.sample_metric import Score
 from snapgen_pl.tables import distillation, emoji
-from snapgen_pl.tables.records import RowRecord, recipe
+from snapgen_pl.tables.records import RowRecord, read_records, recipe
 from snapgen_pl.tables.table import table
 from tests.metrics.test_fid_report import REPORT
 
@@ -189,7 +191,8 @@ def test_the_table_of_distillation_has_what_students_say_of_teacher_and_captions
                 made={"hardware": hardware},
             )
             files = distillation.RECIPES[row]
-            RowRecord(row, seed, recipe(files), validation, 100.0 + seed, report).write(tmp_path)
+            by_time = {name: [2 * value, value] for name, value in validation.items()}
+            RowRecord(row, seed, recipe(files), validation, 100.0 + seed, report, by_time).write(tmp_path)
     rows = {row["row"]: row for row in json.loads(table("distillation", "json", tmp_path))}
     assert len(rows) == len(distillation.ROWS)
     ours = rows["the same, timestep-aware: SnapGen"]
@@ -201,6 +204,9 @@ def test_the_table_of_distillation_has_what_students_say_of_teacher_and_captions
     assert "| the teacher | 0.500 |  | 5.00 | 25.0 | 75.0 | 72,000 | 100 | 1 |" in text
     assert "| 12.0 ± 2.8 |" in text
     assert "real: kid_effnet 0.00, judge_top1 43.0" in " ".join(text.split())
+    plot(read_records(tmp_path, distillation.RECIPES), tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as image:
+        assert image.width > 1000
 
 
 def test_a_recipe_is_what_trains_and_not_what_looks(tmp_path: Path) -> None:
