@@ -65,7 +65,7 @@ def trained(row: str, seed: int) -> TrainedRow:
 
 def plot(runs: Mapping[str, Sequence[RowRecord]], path: Path) -> None:
     """Draws L_task and L_kd by time, of the first run of each student over that of the one without a teacher."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
     students = {row: records[0].by_time for row, records in runs.items() if row != TEACHER and records}
     untaught = students[UNTAUGHT]
     for axes, (name, title) in zip(figure.subplots(1, 2), {"loss": "L_task", "kd": "L_kd"}.items(), strict=True):
@@ -76,7 +76,7 @@ def plot(runs: Mapping[str, Sequence[RowRecord]], path: Path) -> None:
             axes.plot(times, ratios, marker=".", label=ROWS[row])
         axes.set(xlabel="t: 0 is data, 1 is noise", title=f"{title} of held-out emoji, over that without a teacher")
         axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     figure.savefig(path, dpi=110)
 
 
