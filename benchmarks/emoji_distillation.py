@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.rows import TrainedRow
 from snapgen_pl.data.shards import MANIFEST
+from snapgen_pl.modules.pretrain import VALIDATION_BINS
 from snapgen_pl.tables.distillation import FOLDER, RECIPES, ROWS, TEACHER, UNTAUGHT, files
 from snapgen_pl.tables.records import RowRecord, read_records, recipe
 
@@ -69,10 +70,9 @@ def plot(runs: Mapping[str, Sequence[RowRecord]], path: Path) -> None:
     students = {row: records[0].by_time for row, records in runs.items() if row != TEACHER and records}
     untaught = students[UNTAUGHT]
     for axes, (name, title) in zip(figure.subplots(1, 2), {"loss": "L_task", "kd": "L_kd"}.items(), strict=True):
-        count = len(untaught[name])
-        times = [(index + 0.5) / count for index in range(count)]
+        times = [float(begins) + 0.5 / VALIDATION_BINS for begins in untaught[name]]
         for row, by_time in students.items():
-            ratios = [value / base for value, base in zip(by_time[name], untaught[name], strict=True)]
+            ratios = [by_time[name][begins] / value for begins, value in untaught[name].items()]
             axes.plot(times, ratios, marker=".", label=ROWS[row])
         axes.set(xlabel="t: 0 is data, 1 is noise", title=f"{title} of held-out emoji, over that without a teacher")
         axes.grid(alpha=0.3)

@@ -118,7 +118,8 @@ def begin_again(run: Run, end: int) -> Path | str:
     return previous if at_end else "last"
 
 
-def _by_time(events: EventAccumulator, name: str) -> list[float]:
-    """The last of each of BinnedMean's tags, which are sorted as their times are."""
-    tags = sorted(tag for tag in events.Tags()["scalars"] if tag.startswith(f"val_{name}_by_t/"))
-    return [events.Scalars(tag)[-1].value for tag in tags]
+def _by_time(events: EventAccumulator, name: str) -> dict[str, float]:
+    """The last of each of BinnedMean's tags, which end in the time where a part begins."""
+    start = f"val_{name}_by_t/"
+    tags = sorted(tag for tag in events.Tags()["scalars"] if tag.startswith(start))
+    return {tag.removeprefix(start): events.Scalars(tag)[-1].value for tag in tags}

@@ -28,7 +28,7 @@ class RowRecord(NamedTuple):
         validation: each ``val/<name>`` of the EMA weights, after the last step; ``loss`` is L_task.
         training_seconds: without validation and sampling.
         report: of its samples.
-        by_time: ``validation`` in equal parts of [0, 1], from data to noise, where it was kept.
+        by_time: ``validation`` in parts of [0, 1], by the time where each begins; where it was kept.
     """
 
     row: str
@@ -37,7 +37,7 @@ class RowRecord(NamedTuple):
     validation: Mapping[str, float]
     training_seconds: float
     report: FIDReport
-    by_time: Mapping[str, Sequence[float]] = {}
+    by_time: Mapping[str, Mapping[str, float]] = {}
 
     def write(self, folder: Path) -> Path:
         """Writes ``<row>-seed<n>.json``, whole or not at all."""

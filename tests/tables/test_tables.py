@@ -191,7 +191,7 @@ def test_the_table_of_distillation_has_what_students_say_of_teacher_and_captions
                 made={"hardware": hardware},
             )
             files = distillation.RECIPES[row]
-            by_time = {name: [2 * value, value] for name, value in validation.items()}
+            by_time = {name: {"0.0": 2 * value, "0.1": value} for name, value in validation.items()}
             RowRecord(row, seed, recipe(files), validation, 100.0 + seed, report, by_time).write(tmp_path)
     rows = {row["row"]: row for row in json.loads(table("distillation", "json", tmp_path))}
     assert len(rows) == len(distillation.ROWS)
