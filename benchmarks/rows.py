@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from snapgen_pl import checkpoints
 from snapgen_pl.metrics.fid_report import read_report
 from snapgen_pl.runs import Run
-from snapgen_pl.tables.records import RowRecord
+from snapgen_pl.tables.records import RowRecord, record_file
 from snapgen_pl.whole_files import write_text
 
 METRICS = "metrics.json"
@@ -38,7 +38,7 @@ class TrainedRow:
 
     def recorded(self, results: Path) -> bool:
         """Whether there is a record."""
-        return (results / f"{self.row}-seed{self.seed}.json").exists()
+        return record_file(results, self.row, self.seed).exists()
 
     def make(self, results: Path) -> None:
         """Trains and records, where there is no record yet."""

@@ -35,7 +35,7 @@ class Shard:
     Attributes:
         split: which.
         index: its place among the split's shards.
-        first: its first image's index in the split.
+        first: its first sample's index in the split.
         count: its samples.
     """
 

@@ -41,7 +41,7 @@ class RowRecord(NamedTuple):
 
     def write(self, folder: Path) -> Path:
         """Writes ``<row>-seed<n>.json``, whole or not at all."""
-        path = folder / f"{self.row}-seed{self.seed}.json"
+        path = record_file(folder, self.row, self.seed)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(self._asdict() | {"report": self.report.content()}, path)
         return path
@@ -54,6 +54,11 @@ class RowRecord(NamedTuple):
         if hardware["gpus"]:
             return f"gpu: {hardware['gpus']}"
         return f"cpu: {hardware['cpu']}, threads: {hardware['threads']}"
+
+
+def record_file(folder: Path, row: str, seed: int) -> Path:
+    """Where the record of a run lies among those of its table."""
+    return folder / f"{row}-seed{seed}.json"
 
 
 def recipe(files: Sequence[Path]) -> str:
