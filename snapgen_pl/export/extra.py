@@ -1,0 +1,31 @@
+"""The packages of the extra ``export``, imported where they are needed."""
+
+import importlib
+import logging
+from types import ModuleType
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime", "coremltools")
+
+
+def require_all() -> None:
+    """Imports all that an export takes.
+
+    Raises:
+        ValueError: where one is not installed.
+    """
+    for name in PACKAGES:
+        require(name)
+
+
+def require(name: str) -> ModuleType:
+    """Imports a package of the extra.
+
+    Raises:
+        ValueError: where it is not installed.
+    """
+    # It tells of what it would need to run models, on a Mac, and to convert from other packages.
+    logging.getLogger("coremltools").setLevel(logging.ERROR)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is not installed; run `pip install snapgen-pl[export]`") from error
