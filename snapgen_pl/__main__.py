@@ -37,6 +37,8 @@ TRAINER_VERBS = {
 
 FUNCTION_VERBS = {
     "generate": Verb("snapgen_pl.generate:generate", "draw images of classes or prompts from a run, as PNG files"),
+    "export": Verb("snapgen_pl.export.verbs:export", "write a run's networks as ONNX files and Core ML packages"),
+    "export verify": Verb("snapgen_pl.export.verbs:verify", "evaluate a Core ML package and check it", positional=True),
     "report": Verb("snapgen_pl.metrics.stored_images:report", "measure drawn images on disk: FID and its like"),
     "reference": Verb("snapgen_pl.metrics.stored_images:reference", "make the reference that reports compare with"),
     "table": Verb("snapgen_pl.tables.table:table", "print a table of published results", positional=True),
@@ -60,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if verb in TRAINER_VERBS:
             return _run_trainer(verb, rest)
+        if rest and f"{verb} {rest[0]}" in FUNCTION_VERBS:
+            verb, *rest = f"{verb} {rest[0]}", *rest[1:]
         if verb in FUNCTION_VERBS:
             _run_function(verb, FUNCTION_VERBS[verb], rest)
             return 0
@@ -106,7 +110,7 @@ def _fail(verb: str, error: Exception) -> int:
 
 def _help() -> str:
     summaries = TRAINER_VERBS | {name: verb.summary for name, verb in FUNCTION_VERBS.items()}
-    verbs = "\n".join(f"  {name:<10} {summary}" for name, summary in summaries.items())
+    verbs = "\n".join(f"  {name:<13} {summary}" for name, summary in summaries.items())
     return f"""usage: {PROG} VERB ...
 
 {verbs}

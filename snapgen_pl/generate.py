@@ -1,52 +1,27 @@
 """The verb ``generate``: images of named classes, or of prompts, from a run, with nothing but its folder."""
 
-import importlib
-import inspect
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 from rich.progress import track
-from torch import Tensor, nn
+from torch import Tensor
 
-from snapgen_pl import checkpoints
 from snapgen_pl.conditioning.condition import Condition, Texts
 from snapgen_pl.config_files import Value, differences
 from snapgen_pl.data.requests import Request
+from snapgen_pl.drawing import Draws, Source, drawing_module
 from snapgen_pl.errors import did_you_mean
+from snapgen_pl.export.folder import Backend, open_exported
 from snapgen_pl.pictures import Layout, Picture, Prompt, lay_out, named, read_prompts
 from snapgen_pl.png import read_picture, to_pil, write_png
-from snapgen_pl.trained_run import TrainedRun, arguments, built, open_run
+from snapgen_pl.trained_run import arguments, open_run
 from snapgen_pl.whole_files import write_json, write_text
 
 MANIFEST = "manifest.json"
 GRID_IMAGES = 200
-
-
-@runtime_checkable
-class Draws(Protocol):
-    """A module that draws images, such as :class:`~snapgen_pl.modules.pretrain.Pretrain`.
-
-    Attributes:
-        takes: what it is asked with.
-    """
-
-    @property
-    def takes(self) -> Literal["label", "caption"]: ...  # noqa: D102  (documented above)
-
-    def ready(self, folder: Path, images: Iterable[Tensor], classes: tuple[str, ...]) -> list[str]:
-        """Makes what the module uses usable, given the run's folder; returns lines for the user."""
-        ...
-
-    def keep(self, condition: Condition, encoders: Sequence[str]) -> Condition:
-        """The condition through some of its text encoders alone."""
-        ...
-
-    def sample(self, request: Request) -> Tensor:
-        """uint8 images (B, 3, H, W), moved to where the module is."""
-        ...
 
 
 def generate(
@@ -62,6 +37,7 @@ def generate(
     guidance: float | None = None,
     encoders: str | None = None,
     batch_size: int = 16,
+    backend: Literal["torch"] | Backend = "torch",
 ) -> str:
     """Draws images from a run's averaged weights.
 
@@ -69,7 +45,7 @@ def generate(
     command again goes on after the images that are there.
 
     Args:
-        run: the run's folder, such as runs/quickstart.
+        run: the run's folder, such as runs/quickstart; for another backend than torch, what `export` made of it.
         out: a folder for the images, manifest.json and, of up to 200 images, grid.png, a row a class or prompt.
         classes: class names, separated by commas; a name may hold commas itself.
         prompt: a text.
@@ -83,6 +59,8 @@ def generate(
         guidance: the guidance scale; by default the run's.
         encoders: names of the text encoders to ask, separated by commas; by default all.
         batch_size: images drawn at once.
+        backend: what runs the networks: torch; onnx is ONNX Runtime, on the CPU and image by image; coreml evaluates
+            the packages, which shows what a phone would draw and takes long.
 
     Returns:
         A line about what was written.
@@ -92,9 +70,9 @@ def generate(
     """
     if count < 1 or batch_size < 1:
         raise ValueError(f"--count {count} and --batch_size {batch_size} must be at least 1")
-    source = open_run(run)
+    source: Source = open_run(run) if backend == "torch" else open_exported(run, backend)
     config = _overridden(source.config, {"seed": seed, "sampler.steps": steps, "guidance.scale": guidance})
-    model = _built(config)
+    model = drawing_module(config)
     # Asked before the seconds that the weights take.
     known = source.classes() if model.takes == "label" else ()
     pictures = lay_out(_prompts(model.takes, known, classes, prompt, prompts, layout), layout, count)
@@ -109,7 +87,8 @@ def generate(
     missing = [picture for picture in pictures if not (folder / picture.file).exists()]
     if missing:
         model.ready(source.folder, (), known)
-        _load(model, source.weights())
+        source.load(model)
+        model.to("cuda" if torch.cuda.is_available() and backend == "torch" else "cpu")
     size = max(1, batch_size // len(pictures[0].positions))
     batches = [missing[start : start + size] for start in range(0, len(missing), size)]
     for batch in track(batches, "drawing", transient=True, disable=len(batches) < 2):
@@ -117,7 +96,7 @@ def generate(
             _write(picture, image_BCHW, folder, settings)
     _finish(pictures, folder, layout)
     before = f", {len(pictures) - len(missing)} files of them before" if len(missing) < len(pictures) else ""
-    return f"{sum(len(picture.positions) for picture in pictures)} images from {source.checkpoint} in {out}{before}"
+    return f"{sum(len(picture.positions) for picture in pictures)} images from {source.origin} in {out}{before}"
 
 
 def _overridden(config: dict[str, Value], changes: dict[str, int | float | None]) -> dict[str, Value]:
@@ -132,39 +111,6 @@ def _overridden(config: dict[str, Value], changes: dict[str, int | float | None]
         if value is not None:
             level[last] = value
     return config
-
-
-def _built(config: dict[str, Value]) -> Any:
-    """The module of a config, or what it draws as: a student without its teacher."""
-    from lightning.pytorch import LightningModule
-
-    from snapgen_pl.terminal import quiet
-
-    quiet()
-    model = config["model"]
-    assert isinstance(model, dict)
-    module, _, name = str(model["class_path"]).rpartition(".")
-    try:
-        kind: type = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"the run's module cannot be imported ({error}); use the code that it was made with"
-        ) from error
-    drawing: type = vars(kind).get("draws_as", kind)  # not of a base: a subclass may draw otherwise
-    takes = inspect.signature(drawing).parameters
-    init_args = {key: value for key, value in arguments(model).items() if drawing is kind or key in takes}
-    path = f"{drawing.__module__}.{drawing.__qualname__}"
-    model = built({"model": {"class_path": path, "init_args": init_args}}, model=LightningModule).model
-    if not isinstance(model, Draws):
-        raise ValueError(f"{type(model).__name__} draws no images")
-    return model
-
-
-def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Puts the averaged weights in, those that drawing needs, where it is done."""
-    parts = {name for name, _ in model.named_children()}
-    model.load_state_dict({name: weight for name, weight in weights.items() if name.split(".")[0] in parts})
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def _prompts(
@@ -201,13 +147,11 @@ def _names(known: tuple[str, ...], classes: str) -> Iterator[str]:
         parts = parts[end:]
 
 
-def _settings(source: TrainedRun, config: dict[str, Value], encoders: str | None) -> dict[str, Value]:
+def _settings(source: Source, config: dict[str, Value], encoders: str | None) -> dict[str, Value]:
     """What the images depend on besides their prompts and positions."""
     model = arguments(config["model"])
     return {
-        "checkpoint": str(source.checkpoint),
-        "step": checkpoints.step_of(source.checkpoint),
-        "weights": "EMA",
+        **source.facts(),
         **{key: model.get(key) for key in ("seed", "sampler", "guidance")},
         "encoders": encoders,
     }

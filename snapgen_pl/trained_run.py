@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from jsonargparse import Namespace
-from torch import Tensor
+from torch import Tensor, nn
 
 from snapgen_pl import checkpoints
 from snapgen_pl.config_files import Value, load_config
@@ -47,6 +47,21 @@ class TrainedRun(NamedTuple):
             raise ValueError(f"{self.checkpoint} holds no averaged weights, which alone are used")
         weights: dict[str, Tensor] = {**saved["state_dict"], **saved["ema"]["weights"]}
         return weights
+
+    @property
+    def origin(self) -> str:
+        """Where the weights are from, in words."""
+        return str(self.checkpoint)
+
+    def facts(self) -> dict[str, Value]:
+        """Which weights they are, for records."""
+        return {"checkpoint": str(self.checkpoint), "step": checkpoints.step_of(self.checkpoint), "weights": "EMA"}
+
+    def load(self, module: nn.Module) -> None:
+        """Puts the averaged weights in a module, those that it has a place for, and leaves it in eval mode."""
+        parts = {name for name, _ in module.named_children()}
+        module.load_state_dict({name: weight for name, weight in self.weights().items() if name.split(".")[0] in parts})
+        module.eval()
 
     def classes(self) -> tuple[str, ...]:
         """The names of the classes it was trained on; labels index them.

@@ -1,6 +1,7 @@
-"""Files that appear whole or not at all, whatever interrupts their writing."""
+"""Files, and folders of them, that appear whole or not at all, whatever interrupts their writing."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,28 @@ def whole_file(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Gives an empty folder to fill, ``<name>.part`` beside ``path``, which becomes ``path`` when the ``with`` is left.
+
+    Where it is left by an exception, ``path`` is what it was, and the part is removed. What was at ``path`` is removed
+    once the new one stands there; a kill between the two renames leaves it as ``<name>.old``.
+    """
+    part, old = (path.with_name(path.name + ending) for ending in (".part", ".old"))
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+        part.rename(path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(text: str, path: Path) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from snapgen_pl.whole_files import whole_file, write_json
+from snapgen_pl.whole_files import whole_file, whole_folder, write_json
 
 
 def test_a_file_is_what_it_was_until_its_successor_is_whole(tmp_path: Path) -> None:
@@ -28,4 +28,30 @@ def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         fail_halfway(path)
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_what_it_was_until_its_successor_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "export"
+    for content in ("first", "second"):
+        with whole_folder(path) as part:
+            (part / content).write_text(content, encoding="utf-8")
+            assert not (path / content).exists()
+        assert [file.name for file in path.iterdir()] == [content]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def fill_halfway(path: Path) -> None:
+    with whole_folder(path) as part:
+        (part / "half").write_text("half", encoding="utf-8")
+        raise OSError("disk full")
+
+
+def test_a_folder_that_failed_leaves_the_old_one_and_no_part(tmp_path: Path) -> None:
+    path = tmp_path / "export"
+    path.mkdir()
+    (path / "whole").write_text("whole", encoding="utf-8")
+    with pytest.raises(OSError, match="disk full"):
+        fill_halfway(path)
+    assert [file.name for file in path.iterdir()] == ["whole"]
     assert list(tmp_path.iterdir()) == [path]

@@ -124,9 +124,8 @@ class PatchPCA(Autoencoder):
 
     def decode(self, raw_BCHW: Tensor) -> Tensor:
         """(B, channels, h, w) -> images (B, 3, patch * h, patch * w)."""
-        size = tuple(self.downsampling * side for side in raw_BCHW.shape[-2:])
         patches = self.basis.T @ raw_BCHW.flatten(2) + self.mean[:, None]
-        return F.fold(patches, size, self.downsampling, stride=self.downsampling)
+        return F.pixel_shuffle(patches.view(*patches.shape[:2], *raw_BCHW.shape[-2:]), self.downsampling)
 
     def _patches(self, image_BCHW: Tensor) -> Tensor:
         if any(side % self.downsampling for side in image_BCHW.shape[-2:]):

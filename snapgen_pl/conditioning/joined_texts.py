@@ -7,15 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from snapgen_pl import rng
-from snapgen_pl.conditioning.class_conditioner import check_dropout
-from snapgen_pl.conditioning.condition import Condition, Texts, TextStates, texts
-from snapgen_pl.conditioning.text_conditioner import TextConditioner, check_block, joined
+from snapgen_pl.conditioning.condition import Condition, TextStates, texts
+from snapgen_pl.conditioning.partial_texts import PartialTexts
+from snapgen_pl.conditioning.text_conditioner import check_block, joined
 from snapgen_pl.conditioning.text_encoder import TextEncoder
 from snapgen_pl.models.denoiser import Conditioning
 
 
-class JoinedTexts(TextConditioner):
+class JoinedTexts(PartialTexts):
     """One learned token, then blocks of token states, each of one encoder or of several side by side.
 
     Training leaves encoders out at random, each by itself, so that any of them will do later. An encoder that a sample
@@ -52,13 +51,12 @@ class JoinedTexts(TextConditioner):
         _check_names(encoders, blocks)
         for block in blocks:
             check_block({name: encoders[name] for name in block}, context_dim)
-        check_dropout(dropout)
         if pooled and (without := [name for name, encoder in encoders.items() if encoder.pooled_dim is None]):
             raise ValueError(
                 f"pooled is set, but not for {' and '.join(without)}; set it for all encoders, or not here"
             )
-        super().__init__(encoders, 1 + sum(encoders[block[0]].tokens for block in blocks), context_dim)
-        self.blocks, self.dropout, self.pooled = blocks, dropout, pooled
+        super().__init__(encoders, 1 + sum(encoders[block[0]].tokens for block in blocks), context_dim, dropout)
+        self.blocks, self.pooled = blocks, pooled
         self.null = nn.Parameter(torch.randn(context_dim))
 
     def ready(self, folder: Path, classes: tuple[str, ...]) -> str:
@@ -73,7 +71,7 @@ class JoinedTexts(TextConditioner):
             ValueError: where stored states, or ``kept_BE``, are not of these encoders.
         """
         asked = texts(condition)
-        kept = self._kept(asked)
+        kept = self.kept(asked)
         parts = {name: _left_out(states, kept.get(name)) for name, states in self.states(asked).items()}
         blocks = [[parts[name] for name in block] for block in self.blocks]
         context_BSD = joined([[part.tokens_BSD for part in block] for block in blocks], self.context_dim)
@@ -82,58 +80,6 @@ class JoinedTexts(TextConditioner):
         return Conditioning(
             torch.cat((null_BSD, context_BSD), dim=1), _mask(blocks), torch.cat(pooled, dim=-1) if pooled else None
         )
-
-    def dropping(self) -> Mapping[str, float | int]:
-        """See Conditioner.dropping."""
-        return {"dropout": self.dropout, "encoders": len(self._encoders)}
-
-    def drop(self, condition: Condition, seed: int, position_B: Tensor) -> Texts:
-        """Leaves each encoder out by itself, with probability ``dropout``."""
-        asked = texts(condition)
-        share_BE = rng.uniform(seed, rng.Stream.CONDITION_DROPOUT, position_B, (len(self._encoders),))
-        return _keep(asked, share_BE >= self.dropout)
-
-    def keep(self, condition: Condition, names: Sequence[str]) -> Texts:
-        """The texts through some of the encoders alone; the others are not asked, and need no weights.
-
-        Args:
-            condition: texts.
-            names: of the encoders to keep; none asks for nothing.
-
-        Raises:
-            ValueError: for a name that no encoder has.
-        """
-        if unknown := [name for name in names if name not in self._encoders]:
-            raise ValueError(f"no encoders {unknown}; there are {list(self._encoders)}")
-        asked = texts(condition)
-        kept_E = torch.tensor([name in names for name in self._encoders], device=self.place.device)
-        silent = {
-            name: _silence(encoder, len(asked.captions), self.place.device)
-            for name, encoder in self._encoders.items()
-            if name not in names
-        }
-        kept = _keep(asked, kept_E.expand(len(asked.captions), -1))
-        return kept._replace(states={**asked.states, **silent})
-
-    def nothing(self, like: Condition) -> Texts:
-        """Empty texts, through no encoder."""
-        return self.keep(Texts(("",) * len(texts(like).captions), {}), ())
-
-    def asks_nothing(self, condition: Condition) -> Tensor:
-        """True where every encoder is left out."""
-        asked = texts(condition)
-        if asked.kept_BE is None:
-            return torch.zeros(len(asked.captions), dtype=torch.bool, device=self.place.device)
-        return ~asked.kept_BE.any(dim=1)
-
-    def _kept(self, asked: Texts) -> dict[str, Tensor]:
-        """Which samples keep each encoder, bool (B,); empty where all keep all."""
-        if asked.kept_BE is None:
-            return {}
-        expected, found = (len(asked.captions), len(self._encoders)), tuple(asked.kept_BE.shape)
-        if found != expected:
-            raise ValueError(f"kept_BE is {found}; {expected} are needed, a column each of {list(self._encoders)}")
-        return dict(zip(self._encoders, asked.kept_BE.to(self.place.device).unbind(1), strict=True))
 
 
 def _left_out(states: TextStates, kept_B: Tensor | None) -> TextStates:
@@ -164,21 +110,6 @@ def _block_mask(block: Sequence[TextStates]) -> Tensor | None:
     """Where any encoder of a block has a token; None where one of them has it everywhere."""
     masks = [part.mask_BS for part in block if part.mask_BS is not None]
     return reduce(torch.logical_or, masks) if len(masks) == len(block) else None
-
-
-def _keep(asked: Texts, kept_BE: Tensor) -> Texts:
-    """The texts without what is not kept, or was not before."""
-    return asked._replace(kept_BE=kept_BE if asked.kept_BE is None else asked.kept_BE.to(kept_BE.device) & kept_BE)
-
-
-def _silence(encoder: TextEncoder, count: int, device: torch.device) -> TextStates:
-    """Zeros in place of states that are left out, without their memory."""
-    zero = torch.zeros((), device=device)
-    return TextStates(
-        zero.expand(count, encoder.tokens, encoder.context_dim),
-        zero.bool().expand(count, encoder.tokens) if encoder.masked else None,
-        None if encoder.pooled_dim is None else zero.expand(count, encoder.pooled_dim),
-    )
 
 
 def _check_names(encoders: Mapping[str, TextEncoder], blocks: Sequence[Sequence[str]]) -> None:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -48,7 +49,10 @@ class MiniLM(TextEncoder):
 
     def run(self, network: "PreTrainedModel", ids_BS: Tensor, mask_BS: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """See TextEncoder.run."""
-        tokens_BSD, _ = super().run(network, ids_BS, mask_BS)
+        segments_BS = torch.zeros_like(ids_BS)  # the first of a pair, and the only one
+        tokens_BSD: Tensor = network(
+            input_ids=ids_BS, attention_mask=mask_BS, token_type_ids=segments_BS
+        ).last_hidden_state
         assert mask_BS is not None
         if self.pooled_dim is None:
             return tokens_BSD, None

@@ -1,7 +1,7 @@
 """What conditioners on texts share."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -9,7 +9,26 @@ from torch.nn import functional as F
 
 from snapgen_pl.conditioning.condition import Texts, TextStates
 from snapgen_pl.conditioning.conditioner import Conditioner
-from snapgen_pl.conditioning.text_encoder import TextEncoder
+
+
+class Encoder(Protocol):
+    """What is asked of a text encoder here: :class:`~snapgen_pl.conditioning.text_encoder.TextEncoder` says what of it
+    means what; exported ones do it too.
+    """
+
+    tokens: int
+    context_dim: int
+    pooled_dim: int | None
+    identity: str
+
+    @property
+    def masked(self) -> bool: ...  # noqa: D102  (documented above)
+
+    def to(self, device: torch.device) -> Self: ...  # noqa: D102
+
+    def encode(self, texts: Sequence[str]) -> TextStates: ...  # noqa: D102
+
+    def encode_once(self, texts: Sequence[str]) -> TextStates: ...  # noqa: D102
 
 
 class TextConditioner(Conditioner):
@@ -29,15 +48,20 @@ class TextConditioner(Conditioner):
     takes: ClassVar[Literal["label", "caption"]] = "caption"
     place: Tensor
 
-    def __init__(self, encoders: Mapping[str, TextEncoder], tokens: int, context_dim: int) -> None:
+    def __init__(self, encoders: Mapping[str, Encoder], tokens: int, context_dim: int) -> None:
         super().__init__(tokens, context_dim)
-        self._encoders = dict(encoders)
+        self._encoders: dict[str, Encoder] = dict(encoders)
         # Tells where the conditioner is, sharded or without parameters as it may be.
         self.register_buffer("place", torch.empty(0), persistent=False)
 
     def encoders(self) -> dict[str, str]:
         """See Conditioner.encoders."""
         return {name: encoder.identity for name, encoder in self._encoders.items()}
+
+    @property
+    def text_encoders(self) -> Mapping[str, Encoder]:
+        """Those given, by name."""
+        return self._encoders
 
     def states(self, asked: Texts) -> dict[str, TextStates]:
         """What each encoder makes of the texts, in fp32: as it came with them, or made now.
@@ -47,7 +71,7 @@ class TextConditioner(Conditioner):
         """
         return {name: self._states(name, encoder, asked) for name, encoder in self._encoders.items()}
 
-    def _states(self, name: str, encoder: TextEncoder, asked: Texts) -> TextStates:
+    def _states(self, name: str, encoder: Encoder, asked: Texts) -> TextStates:
         device = self.place.device
         if (brought := asked.states.get(name)) is None:
             return encoder.to(device).encode(asked.captions)
@@ -73,7 +97,7 @@ def joined(blocks: Sequence[Sequence[Tensor]], context_dim: int) -> Tensor:
     return torch.cat([F.pad(block, (0, context_dim - block.shape[-1])) for block in wide], dim=1)
 
 
-def check_block(encoders: Mapping[str, TextEncoder], context_dim: int) -> None:
+def check_block(encoders: Mapping[str, Encoder], context_dim: int) -> None:
     """Raises ValueError unless the states of encoders can stand side by side within the width."""
     if len({encoder.tokens for encoder in encoders.values()}) > 1:
         counts = ", ".join(f"{name} {encoder.tokens}" for name, encoder in encoders.items())
@@ -85,7 +109,7 @@ def check_block(encoders: Mapping[str, TextEncoder], context_dim: int) -> None:
         )
 
 
-def _check(name: str, encoder: TextEncoder, states: TextStates, count: int) -> None:
+def _check(name: str, encoder: Encoder, states: TextStates, count: int) -> None:
     expected, found = (count, encoder.tokens, encoder.context_dim), tuple(states.tokens_BSD.shape)
     if found != expected:
         raise ValueError(f"the texts' states of {name} are {found}, its encoder's {expected}; store them again with it")

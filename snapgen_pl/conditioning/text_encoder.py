@@ -14,6 +14,7 @@ from torch import Tensor
 
 from snapgen_pl.conditioning.condition import TextStates
 from snapgen_pl.conditioning.encoder_weights import CONFIG, files_digest, inside, weight_files
+from snapgen_pl.conditioning.token_ids import SavedTokenizer, token_ids
 from snapgen_pl.precision import DType
 from snapgen_pl.pretrained_folder import pretrained_folder
 from snapgen_pl.tf32 import tf32
@@ -48,6 +49,7 @@ class TextEncoder(ABC):
         tokens: context tokens a text.
         context_dim: width of a token.
         pooled_dim: width of the pooled vector, one a text; None where it gives none.
+        tokenizer_files: those that make the tokenizer, all in one folder.
         identity: SHA-256 over configuration, tokenizer, and what of the above changes token states: tells encoders
             apart without reading weights. Neither the dtype nor whether there is a pooled vector changes it.
 
@@ -76,16 +78,16 @@ class TextEncoder(ABC):
         tokenizer_files = (TOKENIZER, *self.vocabulary, *TOKENIZER_OPTIONS)
         names = [inside(subfolder, CONFIG), *(inside(tokenizer_subfolder, name) for name in tokenizer_files)]
         folder = pretrained_folder(path, names)
-        self._tokenizer_folder = folder / tokenizer_subfolder
+        tokenizer_folder = folder / tokenizer_subfolder
         config_file = _config_file(folder / subfolder)
         self._config = self._read(config_file)
         self.context_dim, *positions = (self._config[key] for key in self.sizes)
         self.tokens, self._room = self._tokens(tokens, positions)
-        present = [file for name in tokenizer_files if (file := self._tokenizer_folder / name).is_file()]
-        self._check_tokenizer({file.name for file in present})
+        self.tokenizer_files = [file for name in tokenizer_files if (file := tokenizer_folder / name).is_file()]
+        self._check_tokenizer(tokenizer_folder)
         # An encoder that is as it always was keeps its identity, and files made with it serve on.
         words = [type(self).__name__, str(self.tokens), *options, *(["truncated"] if truncate else [])]
-        self.identity = _digest(" ".join(words), [config_file, *present])
+        self.identity = _digest(" ".join(words), [config_file, *self.tokenizer_files])
         self._device = torch.device("cpu")
         self._loaded: tuple[PreTrainedTokenizerBase, PreTrainedModel] | None = None
 
@@ -105,6 +107,40 @@ class TextEncoder(ABC):
         """SHA-256 over the identity and all files of weights, which are read for it."""
         weights = files_digest(weight_files(self._path, self._subfolder))
         return hashlib.sha256(f"{self.identity} {weights}".encode()).hexdigest()
+
+    def load(self, dtype: DType) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
+        """Reads tokenizer and network anew, frozen and on the CPU; :meth:`encode` keeps its own.
+
+        Args:
+            dtype: what the network is to compute in.
+
+        Raises:
+            ValueError: if the weights are missing or damaged.
+        """
+        folder = weight_files(self._path, self._subfolder)[0].parent
+        tokenizer_class, network_class = self.classes()
+        try:
+            tokenizer = tokenizer_class.from_pretrained(self.tokenizer_files[0].parent, local_files_only=True)
+            with _errors_alone():
+                loaded: Any = network_class.from_pretrained(
+                    folder,
+                    dtype=getattr(torch, dtype),
+                    use_safetensors=True,
+                    local_files_only=True,
+                    output_loading_info=True,
+                    **self.settings(),
+                )
+        except Exception as error:  # safetensors, tokenizers and transformers have their own errors for damaged files
+            raise ValueError(f"{folder} cannot be loaded ({error}); download its files again") from error
+        network, report = loaded
+        if missing := report["missing_keys"]:
+            raise ValueError(self.lacks(folder, missing))
+        return tokenizer, network.eval().requires_grad_(False)
+
+    def saved_tokenizer(self) -> SavedTokenizer:
+        """Its tokenizer alone."""
+        kind, _ = self.classes()
+        return SavedTokenizer(str(self.tokenizer_files[0].parent), kind.__name__, self.tokens, self.truncate)
 
     def to(self, device: torch.device) -> Self:
         """Moves the network; one that is not loaded yet will be there."""
@@ -134,7 +170,8 @@ class TextEncoder(ABC):
             tf32(False),
         ):
             if self._loaded is None:
-                self._loaded = self._load()
+                tokenizer, network = self.load(self.dtype)
+                self._loaded = tokenizer, network.to(self._device)  # type: ignore[arg-type]  # not in its stubs
             tokenizer, network = self._loaded
             ids_BS, mask_BS = self._tokenize(tokenizer, texts)
             tokens_BSD, pooled_BP = self.run(network, ids_BS, mask_BS)
@@ -159,23 +196,9 @@ class TextEncoder(ABC):
         return self
 
     def _tokenize(self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        # Padded on the right whatever the tokenizer's own habit: Gemma's is to generate, and so on the left.
-        encoded = tokenizer(
-            list(texts),
-            padding="max_length",
-            max_length=self.tokens,
-            truncation=self.truncate,
-            padding_side="right",
-        )
-        for text, ids in zip(texts, encoded["input_ids"], strict=True):
-            if len(ids) > self.tokens:
-                raise ValueError(
-                    f"{text!r} takes {len(ids)} tokens; there is room for {self.tokens}{self._room}: shorten it, or "
-                    "set the encoder's tokens or truncate"
-                )
-        ids_BS = torch.tensor(encoded["input_ids"], device=self._device)
-        mask = encoded["attention_mask"]
-        return ids_BS, torch.tensor(mask, device=self._device).bool() if self.masked else None
+        remedy = f"{self._room}: shorten it, or set the encoder's tokens or truncate"
+        ids_BS, mask_BS = token_ids(tokenizer, texts, self.tokens, self.truncate, remedy)
+        return ids_BS.to(self._device), mask_BS.to(self._device) if self.masked else None
 
     def _read(self, file: Path) -> dict[str, Any]:
         try:
@@ -203,35 +226,14 @@ class TextEncoder(ABC):
             raise ValueError(f"tokens is {tokens}; {room}")
         return count, "" if most is None else f", and for {most} at most"
 
-    def _check_tokenizer(self, names: set[str]) -> None:
+    def _check_tokenizer(self, folder: Path) -> None:
+        names = {file.name for file in self.tokenizer_files}
         # Without the files transformers would make up a tokenizer that knows no word.
         if TOKENIZER not in names and not (self.vocabulary and names.issuperset(self.vocabulary)):
             needed = " or ".join(filter(None, (TOKENIZER, " and ".join(self.vocabulary))))
             raise ValueError(
-                f"no tokenizer in {self._tokenizer_folder}: it needs {needed}; download them there, or give "
-                "tokenizer_subfolder"
+                f"no tokenizer in {folder}: it needs {needed}; download them there, or give tokenizer_subfolder"
             )
-
-    def _load(self) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
-        folder = weight_files(self._path, self._subfolder)[0].parent
-        tokenizer_class, network_class = self.classes()
-        try:
-            tokenizer = tokenizer_class.from_pretrained(self._tokenizer_folder, local_files_only=True)
-            with _errors_alone():
-                loaded: Any = network_class.from_pretrained(
-                    folder,
-                    dtype=getattr(torch, self.dtype),
-                    use_safetensors=True,
-                    local_files_only=True,
-                    output_loading_info=True,
-                    **self.settings(),
-                )
-        except Exception as error:  # safetensors, tokenizers and transformers have their own errors for damaged files
-            raise ValueError(f"{folder} cannot be loaded ({error}); download its files again") from error
-        network, report = loaded
-        if missing := report["missing_keys"]:
-            raise ValueError(self.lacks(folder, missing))
-        return tokenizer, network.eval().requires_grad_(False).to(self._device)
 
     def lacks(self, folder: Path, missing: set[str]) -> str:
         """What to tell whoever gave a folder whose weights are not all there."""

@@ -1,0 +1,131 @@
+"""An ONNX file as a Core ML package that holds to the gates, before it stands at its name."""
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+
+from snapgen_pl.export.ane import Violation, violations
+from snapgen_pl.export.extra import require
+from snapgen_pl.export.gates import Measurement, Progress, gate_a, gate_b, gate_c, measure
+from snapgen_pl.export.options import Options
+from snapgen_pl.export.package import Package, read_package
+
+if TYPE_CHECKING:  # it takes the extra
+    from snapgen_pl.export.mil import Converted
+
+
+class CoreMLRecord(NamedTuple):
+    """A package that was written.
+
+    Attributes:
+        graph: its name.
+        path: of the package.
+        bytes: of all its files.
+        options: how it was lowered.
+        operations: how many of each type, constants left out, the most frequent first.
+        float32: the same in float32 against torch: gate A.
+        float16: the package against torch: gates B and C.
+        violations: of the Neural Engine's rules, how many of each.
+        examples: one of each.
+        seconds: that lowering and saving both took, without evaluating them.
+    """
+
+    graph: str
+    path: Path
+    bytes: int
+    options: Options
+    operations: dict[str, int]
+    float32: Measurement
+    float16: Measurement
+    violations: dict[str, int]
+    examples: dict[str, Violation]
+    seconds: float
+
+
+def export_coreml(
+    onnx_file: Path,
+    path: Path,
+    options: Options,
+    inputs: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    progress: Progress = iter,
+) -> CoreMLRecord:
+    """Lowers an ONNX file twice, to float32 for gate A and to float16 to keep; whole or not at all.
+
+    Args:
+        onnx_file: the graph.
+        path: of the package, ``<graph>.mlpackage``; an older one there is replaced once the new one has passed.
+        options: how; ``half`` is of no account.
+        inputs: an example.
+        expected: what torch gives for it, by the names of outputs.
+        progress: wraps the operations of each evaluation.
+
+    Raises:
+        ValueError: where a gate does not hold; names the operator that is to blame.
+    """
+    graph = path.stem
+    part = path.with_name(path.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        whole, half = part / f"float32-{path.name}", part / path.name
+        converted, seconds = _written(onnx_file, whole, options._replace(half=False))
+        package = read_package(whole)
+        float32 = measure(package, inputs, expected, progress)
+        _hold(graph, [gate_c(float32), gate_a(float32)], onnx_file, package, converted, inputs)
+        shutil.rmtree(whole)
+        converted, more_seconds = _written(onnx_file, half, options._replace(half=True))
+        package = read_package(half)
+        float16 = measure(package, inputs, expected, progress)
+        _hold(graph, [gate_c(float16), gate_b(float16)], onnx_file, package, converted, inputs)
+        shutil.rmtree(path, ignore_errors=True)
+        half.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    broken = violations(package)
+    operations = Counter(operation.type for operation in package.operations if operation.type != "const")
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return CoreMLRecord(
+        graph,
+        path,
+        size,
+        options._replace(half=True),
+        dict(operations.most_common()),
+        float32,
+        float16,
+        dict(Counter(violation.rule for violation in broken)),
+        {violation.rule: violation for violation in reversed(broken)},
+        seconds + more_seconds,
+    )
+
+
+def _written(onnx_file: Path, path: Path, options: Options) -> "tuple[Converted, float]":
+    require("coremltools")
+    from snapgen_pl.export.mil import convert
+
+    start = time.perf_counter()
+    converted = convert(onnx_file, options)
+    converted.model.save(str(path))
+    return converted, time.perf_counter() - start
+
+
+def _hold(
+    graph: str,
+    complaints: list[str | None],
+    onnx_file: Path,
+    package: Package,
+    converted: "Converted",
+    inputs: Mapping[str, Tensor],
+) -> None:
+    complaint = next(filter(None, complaints), None)
+    if complaint is None:
+        return
+    from snapgen_pl.export.mil import find_culprit
+
+    culprit = find_culprit(onnx_file, package, converted.places, inputs)
+    raise ValueError(f"{graph} fails {complaint}" + (f"; {culprit}" if culprit else ""))

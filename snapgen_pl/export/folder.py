@@ -1,0 +1,319 @@
+"""The folder of an exported run: what lies where, writing it, and drawing from it.
+
+::
+
+    config.yaml              the run's configuration
+    manifest.json            what was exported of what; written last, so that a folder without it is none
+    report.json, report.md   every figure of the checks
+    onnx/<graph>.onnx        and its weights, <graph>.onnx.data
+    coreml/<graph>.mlpackage
+    examples/<graph>.safetensors   inputs, and what torch gives for them
+    tokenizers/<encoder>/    the files of a text encoder's tokenizer
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias
+
+from torch import nn
+
+from snapgen_pl import checkpoints
+from snapgen_pl.conditioning.class_conditioner import ClassConditioner
+from snapgen_pl.conditioning.conditioner import Conditioner
+from snapgen_pl.conditioning.partial_texts import PartialTexts
+from snapgen_pl.conditioning.text_encoder import TextEncoder
+from snapgen_pl.config_files import Value, as_value, load_config
+from snapgen_pl.drawing import drawing_module
+from snapgen_pl.export import stand_ins
+from snapgen_pl.export.example import example_of
+from snapgen_pl.export.export_coreml import export_coreml
+from snapgen_pl.export.graphs import CONTEXT, DECODER, DENOISER, Exportable, Graph, graphs, text_graph
+from snapgen_pl.export.onnx import CONVENTION, OnnxRecord, export_onnx, files_of
+from snapgen_pl.export.options import Options
+from snapgen_pl.export.package_program import PackageProgram
+from snapgen_pl.export.programs import OnnxProgram, Program
+from snapgen_pl.export.report import GraphRecord, report_json, report_markdown
+from snapgen_pl.provenance import describe_code, describe_machine
+from snapgen_pl.runs import Run
+from snapgen_pl.trained_run import TrainedRun, arguments
+from snapgen_pl.whole_files import whole_folder, write_json, write_text
+
+MANIFEST, CONFIG, REPORT = "manifest.json", "config.yaml", "report"
+ONNX, COREML, EXAMPLES, TOKENIZERS = "onnx", "coreml", "examples", "tokenizers"
+KIND = "snapgen_pl.export"  # tells its manifest from a run's
+AGAIN = "export the run again"
+
+Backend: TypeAlias = Literal["onnx", "coreml"]
+PROGRAMS: Mapping[Backend, tuple[type[Program], str, str]] = {
+    "onnx": (OnnxProgram, ONNX, ".onnx"),
+    "coreml": (PackageProgram, COREML, ".mlpackage"),
+}
+
+
+class ExportedRun(NamedTuple):
+    """A run that was exported; draws without its checkpoint, and without its encoders' weights.
+
+    Attributes:
+        folder: of the export.
+        config: the run's, with programs in the places of the module's parts.
+        manifest: of the export.
+        backend: what runs its networks.
+    """
+
+    folder: Path
+    config: dict[str, Value]
+    manifest: dict[str, Value]
+    backend: Backend
+
+    @property
+    def origin(self) -> str:
+        """Where the weights are from, in words."""
+        return str(self.folder)
+
+    def facts(self) -> dict[str, Value]:
+        """Which weights they are, and what runs them."""
+        return {key: self.manifest[key] for key in ("run", "checkpoint", "step", "weights")} | {"backend": self.backend}
+
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes; labels index them."""
+        names = self.manifest["classes"]
+        assert isinstance(names, list)
+        return tuple(map(str, names))
+
+    def load(self, module: nn.Module) -> None:
+        """Nothing: programs read their own weights."""
+        module.eval()
+
+
+def export_run(source: TrainedRun, out: Path, coreml: Options | None = None) -> list[GraphRecord]:
+    """Exports the averaged weights of a run, and writes what drawing from them needs besides.
+
+    Args:
+        source: the run.
+        out: a folder that is empty, an export, or not there.
+        coreml: how to make Core ML packages besides ONNX files; None makes none.
+
+    Raises:
+        ValueError: where the folder holds something else, or a graph is not what torch computes.
+    """
+    check_out(out)
+    module = drawing_module(source.config)
+    classes = source.classes() if module.takes == "label" else ()
+    module.ready(source.folder, (), classes)
+    source.load(module)
+    facts = run_facts(source, type(module).__qualname__)
+    with whole_folder(out) as part:
+        records = write_graphs(module, facts, part, coreml)
+        write_tokenizers(module.conditioner, part)
+        shutil.copyfile(Run(source.folder).config, part / CONFIG)
+        write_json(report_json(records), part / f"{REPORT}.json")
+        write_text(report_markdown(records), part / f"{REPORT}.md")
+        onnx = [record.onnx for record in records]
+        write_manifest(part, module.conditioner, onnx, {**facts, "classes": list(classes)})
+    return [record.moved(part, out) for record in records]
+
+
+def check_out(out: Path) -> None:
+    """Raises ValueError where there is something else than an export, which is not to be replaced."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; choose a folder")
+    if out.exists() and any(out.iterdir()) and not _is_export(out):
+        raise ValueError(f"--out {out} is neither empty nor an export; choose another folder")
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        _manifest(folder)
+    except ValueError:
+        return False
+    return True
+
+
+def run_facts(source: TrainedRun, module: str) -> dict[str, Value]:
+    """What every file says of the weights in it.
+
+    Args:
+        source: the run.
+        module: the class that was exported.
+    """
+    return {
+        "run": source.folder.resolve().name,
+        "module": module,
+        "checkpoint": source.checkpoint.name,
+        "step": checkpoints.step_of(source.checkpoint),
+        "weights": "EMA",
+        "commit": describe_code().commit,
+    }
+
+
+def write_graphs(
+    module: Exportable, facts: Mapping[str, Value], folder: Path, coreml: Options | None
+) -> list[GraphRecord]:
+    """All graphs of a module as files, with their examples, in an empty folder."""
+    for name in (ONNX, COREML, EXAMPLES):
+        (folder / name).mkdir()
+    metadata = {f"snapgen_pl.{key}": str(value) for key, value in facts.items() if value is not None}
+    return [_write_graph(graph, metadata, folder, coreml) for graph in graphs(module)]
+
+
+def _write_graph(graph: Graph, metadata: Mapping[str, str], folder: Path, coreml: Options | None) -> GraphRecord:
+    sizes = json.dumps({name: list(tensor.shape) for name, tensor in graph.inputs.items()})
+    onnx = export_onnx(graph, folder / ONNX / f"{graph.name}.onnx", {**metadata, "snapgen_pl.sizes": sizes})
+    example = example_of(graph)
+    example.write(folder / EXAMPLES / f"{graph.name}.safetensors")
+    if coreml is None:
+        return GraphRecord(onnx, None)
+    package = folder / COREML / f"{graph.name}.mlpackage"
+    return GraphRecord(onnx, export_coreml(onnx.path, package, coreml, example.inputs, example.expected))
+
+
+def write_tokenizers(conditioner: Conditioner, folder: Path) -> None:
+    """Copies the files of all tokenizers."""
+    for name, encoder in _encoders(conditioner).items():
+        place = folder / TOKENIZERS / name
+        place.mkdir(parents=True)
+        for file in encoder.tokenizer_files:
+            shutil.copyfile(file, place / file.name)
+
+
+def write_manifest(
+    folder: Path, conditioner: Conditioner, records: list[OnnxRecord], facts: Mapping[str, Value]
+) -> None:
+    """Writes what the folder is, once all else is in it.
+
+    Args:
+        folder: of the export.
+        conditioner: that was exported.
+        records: of its ONNX files.
+        facts: of the run, its classes among them.
+    """
+    content = {
+        "kind": KIND,
+        **facts,
+        "convention": CONVENTION,
+        "code": describe_code()._asdict(),
+        "machine": describe_machine()._asdict(),
+        "num_classes": conditioner.num_classes if isinstance(conditioner, ClassConditioner) else None,
+        "encoders": {name: _encoder_facts(encoder) for name, encoder in _encoders(conditioner).items()},
+        "graphs": {record.graph: _graph_facts(record) for record in records},
+    }
+    write_json(as_value(content), folder / MANIFEST)
+
+
+def open_exported(path: str, backend: Backend) -> ExportedRun:
+    """The exported run in a folder; its weights are not read yet.
+
+    Args:
+        path: of the folder.
+        backend: what is to run its networks.
+
+    Raises:
+        ValueError: for a folder that is none, or of which something is missing or damaged.
+    """
+    folder = Path(path)
+    manifest = _manifest(folder)
+    _check_files(folder, manifest)
+    config = load_config(folder / CONFIG)
+    arguments(config["model"]).update(_stand_ins(folder, manifest, backend))
+    return ExportedRun(folder, config, manifest, backend)
+
+
+def _manifest(folder: Path) -> dict[str, Value]:
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise ValueError(f"{folder}: no exported run there ({file} does not exist); give the folder that `export` made")
+    try:
+        manifest: dict[str, Value] = json.loads(file.read_text(encoding="utf-8"))
+        kind = manifest.get("kind")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged ({error}); {AGAIN}") from error
+    if kind != KIND:
+        raise ValueError(f"{folder} holds no exported run, but something else; give the folder that `export` made")
+    return manifest
+
+
+def _check_files(folder: Path, manifest: Mapping[str, Value]) -> None:
+    """Raises ValueError where a file is missing, or has not the size that it had."""
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder / CONFIG} is missing; {AGAIN}")
+    for name, facts in _mapping(manifest, "graphs").items():
+        assert isinstance(facts, dict), name
+        for file, size in _mapping(facts, "files").items():
+            path = folder / file
+            if not path.is_file():
+                raise ValueError(f"{path} is missing; {AGAIN}")
+            if path.stat().st_size != size:
+                raise ValueError(f"{path} is damaged: {path.stat().st_size:,} bytes, {size:,} were written; {AGAIN}")
+
+
+def _stand_ins(folder: Path, manifest: Mapping[str, Value], backend: Backend) -> dict[str, Value]:
+    """The parts of a module as programs, as a configuration writes them."""
+    kind, place, ending = PROGRAMS[backend]
+
+    def program(graph: str) -> Value:
+        file = folder / place / f"{graph}{ending}"
+        if not file.exists():
+            raise ValueError(f"{file} is missing; export the run with --formats onnx,coreml")
+        return _part(kind, path=str(file))
+
+    conditioner: Value
+    if encoders := _mapping(manifest, "encoders"):
+        stand = {name: _encoder_part(program(text_graph(name)), facts, folder / TOKENIZERS / name)
+                 for name, facts in encoders.items()}  # fmt: skip
+        conditioner = _part(stand_ins.ProgramTexts, program=program(CONTEXT), encoders=stand)
+    else:
+        classes = manifest["num_classes"]
+        conditioner = _part(stand_ins.ProgramLabels, program=program(CONTEXT), num_classes=classes)
+    return {
+        "denoiser": _part(stand_ins.ProgramDenoiser, program=program(DENOISER)),
+        "conditioner": conditioner,
+        "autoencoder": _part(stand_ins.ProgramAutoencoder, program=program(DECODER)),
+        "sigma_data": None,  # the graph has it inside
+    }
+
+
+def _encoder_part(program: Value, facts: Value, tokenizer: Path) -> Value:
+    assert isinstance(facts, dict)
+    saved = {"folder": str(tokenizer), "kind": facts["tokenizer"], "tokens": facts["tokens"],
+             "truncate": facts["truncate"]}  # fmt: skip
+    return {"program": program, "tokenizer": saved, "identity": facts["identity"]}
+
+
+def _part(kind: type, **arguments: Value) -> Value:
+    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": arguments}
+
+
+def _encoders(conditioner: Conditioner) -> dict[str, TextEncoder]:
+    encoders = conditioner.text_encoders if isinstance(conditioner, PartialTexts) else {}
+    return {name: encoder for name, encoder in encoders.items() if isinstance(encoder, TextEncoder)}
+
+
+def _encoder_facts(encoder: TextEncoder) -> dict[str, Value]:
+    kind, _ = encoder.classes()
+    return {
+        "class": type(encoder).__name__,
+        "identity": encoder.identity,
+        "tokenizer": kind.__name__,
+        "tokens": encoder.tokens,
+        "truncate": encoder.truncate,
+    }
+
+
+def _graph_facts(record: OnnxRecord) -> dict[str, Value]:
+    program = OnnxProgram(str(record.path))
+    return {
+        "files": {f"{ONNX}/{file.name}": file.stat().st_size for file in files_of(record.path)},
+        "inputs": {name: list(spec.shape) for name, spec in program.inputs.items()},
+        "outputs": {name: list(spec.shape) for name, spec in program.outputs.items()},
+        "parameters": record.parameters,
+        "opset": record.opset,
+        "max_abs_error": record.max_abs_error,
+    }
+
+
+def _mapping(manifest: Mapping[str, Value], key: str) -> dict[str, Value]:
+    found = manifest[key]
+    assert isinstance(found, dict), key
+    return found

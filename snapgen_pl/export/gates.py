@@ -1,0 +1,88 @@
+"""What a package must hold to before it is kept: three gates, measured by evaluating it on an example.
+
+A. The package in float32 is what torch computes, to a relative L2 of 1e-5: no operator was lowered to another one.
+B. The package in float16 is what torch computes, to a PSNR of 50 dB.
+C. No value on the way, in float16, is NaN or infinite.
+
+A is needed even where float16 alone ships: an epsilon of 1e-4 for none, or GELU by tanh for the exact one, are lost in
+float16's own rounding (relative L2 of 3e-5 in a UNet, against 1e-3).
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from snapgen_pl.export.difference import Difference, difference, worst
+from snapgen_pl.export.evaluate import Extreme, evaluate
+from snapgen_pl.export.package import Operation, Package
+
+MAX_RELATIVE_L2 = 1e-5
+MIN_PSNR_DB = 50.0
+
+Progress = Callable[[Sequence[Operation]], Iterable[Operation]]
+
+
+class Measurement(NamedTuple):
+    """A package evaluated on an example.
+
+    Attributes:
+        difference: of its outputs from torch's, the worst of each.
+        largest: for each type of operation, where its results are largest; the largest first.
+        nonfinite: operations that gave NaN or infinities, in order.
+        seconds: that it took.
+    """
+
+    difference: Difference
+    largest: tuple[Extreme, ...]
+    nonfinite: tuple[Extreme, ...]
+    seconds: float
+
+
+def measure(
+    package: Package, inputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], progress: Progress = iter
+) -> Measurement:
+    """Evaluates a package in its declared types.
+
+    Args:
+        package: to evaluate.
+        inputs: an example.
+        expected: what torch gives for it, by the names of outputs.
+        progress: see :func:`~snapgen_pl.export.evaluate.evaluate`.
+    """
+    start = time.perf_counter()
+    found = evaluate(package, inputs, progress=progress)
+    differences = {name: difference(found.outputs[name], tensor) for name, tensor in expected.items()}
+    by_size = sorted(found.extremes, key=lambda extreme: extreme.largest, reverse=True)
+    largest = {extreme.type: extreme for extreme in reversed(by_size)}
+    nonfinite = tuple(extreme for extreme in found.extremes if extreme.nonfinite)
+    seconds = time.perf_counter() - start
+    return Measurement(worst(differences), tuple(sorted(largest.values(), key=by_size.index)), nonfinite, seconds)
+
+
+def gate_a(measured: Measurement) -> str | None:
+    """What is wrong with a package in float32; None where nothing is."""
+    found = measured.difference.relative_l2
+    if found < MAX_RELATIVE_L2:
+        return None
+    return f"gate A: in float32 it is off by a relative L2 of {found:.1e}, {MAX_RELATIVE_L2:.0e} is allowed"
+
+
+def gate_b(measured: Measurement) -> str | None:
+    """What is wrong with a package in float16; None where nothing is."""
+    found = measured.difference.psnr_db
+    if found >= MIN_PSNR_DB:
+        return None
+    return f"gate B: in float16 it has {found:.1f} dB, {MIN_PSNR_DB:.0f} dB are needed"
+
+
+def gate_c(measured: Measurement) -> str | None:
+    """The first operation that gave NaN or infinities; None where there is none."""
+    if not measured.nonfinite:
+        return None
+    first = measured.nonfinite[0]
+    return (
+        f"gate C: {first.type} {first.operation!r} gives {first.nonfinite} values that are NaN or infinite; "
+        f"its largest finite one is {first.largest:g}"
+    )

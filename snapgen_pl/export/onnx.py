@@ -1,0 +1,237 @@
+"""A graph as an ONNX file that says what it is, checked against torch before it stands at its name."""
+
+import logging
+import shutil
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from snapgen_pl.export.extra import require
+from snapgen_pl.export.graphs import Graph
+from snapgen_pl.export.programs import OnnxProgram, Program
+
+OPSET = 23  # attention and the norms are one node each from here on
+MAX_ERROR = 1e-4
+CONVENTION = "t = 1 is noise; velocity = noise - data"
+INLINE_BYTES = 2**16  # smaller tensors stay in the file: ONNX Runtime wants to see the sizes of splits and shapes there
+_UNLIMITED = 2**40  # elements
+
+
+class OnnxRecord(NamedTuple):
+    """An ONNX file that was written.
+
+    Attributes:
+        graph: its name.
+        path: of the file; weights lie beside it, in ``<path>.data``.
+        parameters: of the network.
+        bytes: of both files.
+        opset: of the standard operators.
+        ops: how many nodes of each type, the most frequent first.
+        max_abs_error: of ONNX Runtime against torch, both in fp32, on the graph's examples.
+        seconds: that export and checks took.
+    """
+
+    graph: str
+    path: Path
+    parameters: int
+    bytes: int
+    opset: int
+    ops: dict[str, int]
+    max_abs_error: float
+    seconds: float
+
+
+def export_onnx(graph: Graph, path: Path, metadata: Mapping[str, str]) -> OnnxRecord:
+    """Writes a graph, whole or not at all.
+
+    All but small weights lie in a file of their own beside it, for ONNX files of over 2 GB do not exist; the two belong
+    together. An export that is killed leaves a folder ``<path>.part``, and at most the new weights without a file to
+    read them.
+
+    Args:
+        graph: in fp32, on the CPU.
+        path: to write to, in a folder that exists; an older file there is replaced.
+        metadata: what the file says of itself, besides its graph and the convention of times.
+
+    Raises:
+        ValueError: where the file would not compute what torch does, is of another opset, or a package is missing.
+    """
+    onnx = require("onnx")
+    require("onnxscript")
+    require("onnxruntime")
+    start = time.perf_counter()
+    part = path.with_name(path.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        file = part / path.name
+        with _evaluating(graph.module), torch.no_grad():
+            _write(graph, file, metadata)
+            if not _data(file).stat().st_size:  # all of them lie in the file itself
+                _data(file).unlink()
+            onnx.checker.check_model(str(file))
+            head = onnx.load(file, load_external_data=False)
+            opset = checked_opset(head, graph.name)
+            error = checked_error(graph, OnnxProgram(str(file)))
+        size = sum(written.stat().st_size for written in part.iterdir())
+        _move(file, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    ops = dict(Counter(node.op_type for node in head.graph.node).most_common())
+    parameters = sum(parameter.numel() for parameter in graph.module.parameters())
+    return OnnxRecord(graph.name, path, parameters, size, opset, ops, error, time.perf_counter() - start)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of an ONNX file: itself, and its weights where they lie beside it."""
+    data = _data(path)
+    return [path, data] if data.exists() else [path]
+
+
+def checked_opset(model: Any, name: str) -> int:
+    """The opset of a model's standard operators.
+
+    Raises:
+        ValueError: where it is not the one asked for: exporters fall back in silence.
+    """
+    found = {opset.domain: int(opset.version) for opset in model.opset_import}
+    if found != {"": OPSET}:
+        raise ValueError(f"{name} came out as opset {found.get('')} with {len(found)} domains, not {OPSET}; use the "
+                         "versions of torch and onnxscript in constraints.txt")  # fmt: skip
+    return OPSET
+
+
+def checked_error(graph: Graph, program: Program) -> float:
+    """The largest difference of a program from torch, over all outputs on the graph's examples.
+
+    Raises:
+        ValueError: where it is not below MAX_ERROR, or that share of an output's largest value where that is above 1:
+            text encoders say hundreds.
+    """
+    expected = graph.module(*graph.inputs.values())
+    outputs: Sequence[Tensor] = (expected,) if isinstance(expected, Tensor) else expected
+    found = program(graph.inputs)
+    largest = 0.0
+    for name, tensor in zip(graph.outputs, outputs, strict=True):
+        error, scale = float((found[name] - tensor).abs().max()), max(1.0, float(tensor.abs().max()))
+        if not error < MAX_ERROR * scale:  # nor where it is not a number
+            raise ValueError(
+                f"{graph.name} differs from torch by {error:.1e} in ONNX Runtime, in {name} of up to {scale:.3g}; "
+                f"{MAX_ERROR * scale:.0e} is allowed"
+            )
+        largest = max(largest, error)
+    return largest
+
+
+def _write(graph: Graph, file: Path, metadata: Mapping[str, str]) -> None:
+    with _quiet():
+        program = torch.onnx.export(
+            graph.module,
+            tuple(graph.inputs.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            custom_translation_table={torch.ops.aten.hypot.default: _hypot},
+            optimize=False,  # done below
+            verbose=False,
+        )
+        assert program is not None
+        _simplify(program.model)
+        _widen_masks(program.model.graph)
+        program.model.metadata_props.update(
+            {**metadata, "snapgen_pl.graph": graph.name, "snapgen_pl.convention": CONVENTION}
+        )
+        require("onnx_ir").save(program.model, file, external_data=_data(file).name, size_threshold_bytes=INLINE_BYTES)
+
+
+def _hypot(x: Any, y: Any) -> Any:
+    """sqrt(x^2 + y^2), as which the exporter does not know it."""
+    op = require("onnxscript").opset23
+    return op.Sqrt(op.Add(op.Mul(x, x), op.Mul(y, y)))
+
+
+def _simplify(model: Any) -> None:
+    """Folds all that is known beforehand, whatever its size, and forgets where in the source each node came from.
+
+    The exporter does it within limits that cannot be set: it would leave large tables of rotary positions to be
+    computed, and large matrices to be transposed, every time.
+    """
+    require("onnxscript.optimizer").optimize_ir(
+        model,
+        input_size_limit=_UNLIMITED,
+        output_size_limit=_UNLIMITED,
+        should_fold=lambda node: True if node.op_type == "ConstantOfShape" else None,
+    )
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+
+
+def _widen_masks(graph: Any) -> None:
+    """Repeats masks of attention that are one for all queries: ONNX lets them be, ONNX Runtime refuses them."""
+    ir = require("onnx_ir")
+    wide: dict[tuple[str, int], Any] = {}
+    for node in [node for node in graph if node.op_type == "Attention" and len(node.inputs) > 3]:
+        query, mask = node.inputs[0], node.inputs[3]
+        if mask is None or mask.shape[-2] == (queries := query.shape[-2]):
+            continue
+        shape = [*mask.shape[:-2], queries, mask.shape[-1]]
+        if (key := (mask.name, queries)) not in wide:
+            name = f"{mask.name}_of_{queries}"
+            target = ir.Value(
+                name=f"{name}_shape", const_value=ir.tensor(shape, ir.DataType.INT64, name=f"{name}_shape")
+            )
+            graph.register_initializer(target)
+            repeat = ir.node("Expand", [mask, target], name=name)
+            wide[key] = repeat.outputs[0]
+            wide[key].name, wide[key].shape, wide[key].dtype = name, ir.Shape(shape), mask.dtype
+            graph.insert_before(node, repeat)
+        node.replace_input_with(3, wide[key])
+
+
+def _move(file: Path, path: Path) -> None:
+    """Moves a file and its weights to their place; the file comes last, and tells that both are there."""
+    path.unlink(missing_ok=True)
+    _data(path).unlink(missing_ok=True)
+    for written in reversed(files_of(file)):
+        written.replace(path.with_name(written.name))
+
+
+def _data(path: Path) -> Path:
+    return path.with_name(path.name + ".data")
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """The module in eval mode; each of its parts is in its own again afterwards."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter from telling what torchvision would add, and what it will do another way one day."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.__trace", "onnxscript")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

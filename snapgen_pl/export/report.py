@@ -1,0 +1,100 @@
+"""Every figure of an export, as JSON and as a page to read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from snapgen_pl.config_files import Value, as_value
+from snapgen_pl.export.export_coreml import CoreMLRecord
+from snapgen_pl.export.gates import MAX_RELATIVE_L2, MIN_PSNR_DB, Measurement
+from snapgen_pl.export.onnx import MAX_ERROR, OnnxRecord
+from snapgen_pl.provenance import describe_code, describe_machine
+
+MEGA = 1e6
+
+
+class GraphRecord(NamedTuple):
+    """What was written of a graph.
+
+    Attributes:
+        onnx: its ONNX file.
+        coreml: its package; None where there is none.
+    """
+
+    onnx: OnnxRecord
+    coreml: CoreMLRecord | None
+
+    def moved(self, old: Path, new: Path) -> "GraphRecord":
+        """The record once its files lie in another folder."""
+        onnx = self.onnx._replace(path=new / self.onnx.path.relative_to(old))
+        if self.coreml is None:
+            return GraphRecord(onnx, None)
+        return GraphRecord(onnx, self.coreml._replace(path=new / self.coreml.path.relative_to(old)))
+
+
+def report_json(records: Sequence[GraphRecord]) -> dict[str, Value]:
+    """All figures."""
+    content = {
+        "limits": {"onnx_max_abs": MAX_ERROR, "float32_relative_l2": MAX_RELATIVE_L2, "float16_psnr_db": MIN_PSNR_DB},
+        "graphs": {record.onnx.graph: _graph(record) for record in records},
+        "code": describe_code()._asdict(),
+        "machine": describe_machine()._asdict(),
+    }
+    found = as_value(content)
+    assert isinstance(found, dict)
+    return found
+
+
+def report_markdown(records: Sequence[GraphRecord]) -> str:
+    """The figures that tell whether to trust the files."""
+    lines = [
+        "| graph | parameters, M | ONNX, MB | against torch | package, MB | float32 | float16 | largest value | "
+        "operations | rules broken |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        *(_row(record) for record in records),
+    ]
+    return "\n".join(lines) + (
+        f"\n\nONNX Runtime against torch: the largest difference, under {MAX_ERROR:.0e} of the largest value or of 1. "
+        f"The package in float32 against torch: relative L2, under {MAX_RELATIVE_L2:.0e}. In float16: PSNR, "
+        f"{MIN_PSNR_DB:.0f} dB or more, and no value on the way is NaN or infinite. Rules broken are those of the "
+        "Neural Engine, counted by value; report.json has examples.\n"
+    )
+
+
+def _row(record: GraphRecord) -> str:
+    onnx, coreml = record
+    cells = [onnx.graph, f"{onnx.parameters / MEGA:.1f}", f"{onnx.bytes / MEGA:.1f}", f"{onnx.max_abs_error:.1e}"]
+    if coreml is None:
+        return f"| {' | '.join([*cells, *['-'] * 6])} |"
+    largest = coreml.float16.largest[0] if coreml.float16.largest else None
+    cells += [
+        f"{coreml.bytes / MEGA:.1f}",
+        f"{coreml.float32.difference.relative_l2:.1e}",
+        f"{coreml.float16.difference.psnr_db:.1f} dB",
+        "-" if largest is None else f"{largest.largest:.4g} in {largest.type}",
+        str(sum(coreml.operations.values())),
+        ", ".join(f"{count} {rule}" for rule, count in coreml.violations.items()) or "none",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _graph(record: GraphRecord) -> dict[str, object]:
+    onnx, coreml = record
+    about: dict[str, object] = {"onnx": onnx._asdict() | {"path": f"onnx/{onnx.path.name}"}}
+    if coreml is not None:
+        about["coreml"] = coreml._asdict() | {
+            "path": f"coreml/{coreml.path.name}",
+            "options": coreml.options._asdict(),
+            "float32": _measurement(coreml.float32),
+            "float16": _measurement(coreml.float16),
+            "examples": {rule: violation._asdict() for rule, violation in coreml.examples.items()},
+        }
+    return about
+
+
+def _measurement(measured: Measurement) -> dict[str, object]:
+    return {
+        **measured.difference._asdict(),
+        "largest": [extreme._asdict() for extreme in measured.largest],
+        "seconds": measured.seconds,
+    }

@@ -1,0 +1,226 @@
+"""Programs in the places of a module's parts, so that it draws through them: all else is the module's own code."""
+
+from collections.abc import Mapping, Sequence
+from typing import NoReturn, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
+from snapgen_pl.conditioning.class_conditioner import ClassConditioner
+from snapgen_pl.conditioning.condition import Condition, TextStates, labels, texts
+from snapgen_pl.conditioning.conditioner import Conditioner
+from snapgen_pl.conditioning.partial_texts import PartialTexts
+from snapgen_pl.conditioning.text_conditioner import Encoder
+from snapgen_pl.conditioning.text_encoder import TextEncoder
+from snapgen_pl.conditioning.token_ids import SavedTokenizer
+from snapgen_pl.export.graphs import CONTEXT, DECODER, DENOISER, state_inputs, text_graph
+from snapgen_pl.export.programs import Program, run_rows
+from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
+
+
+class ProgramDenoiser(Denoiser):
+    """A denoiser that is a program; it has no features.
+
+    Args:
+        program: the graph ``denoiser``.
+    """
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+        self.in_channels = program.inputs["sample"].shape[1]
+        self.context_dim = program.inputs["context"].shape[-1]
+        self.pooled_dim = program.inputs["pooled"].shape[-1] if "pooled" in program.inputs else None
+
+    def prepare(self, conditioning: Conditioning) -> PreparedConditioning:
+        """Keeps it as it is."""
+        tokens_BSD, mask_BS, pooled_BP = conditioning
+        return PreparedConditioning(mask_BS=mask_BS, embedding_BE=pooled_BP, tokens_BSE=tokens_BSD)
+
+    def forward(
+        self,
+        x_BCHW: Tensor,
+        t_B: Tensor,
+        conditioning: Conditioning | PreparedConditioning,
+        features: tuple[str, ...] = (),
+    ) -> DenoiserOutput:
+        """Predicts noise - data, sample by sample.
+
+        Raises:
+            ValueError: for any feature, and for shapes other than those exported.
+        """
+        self.check_features(features)
+        if x_BCHW.is_meta:  # a module counts what its denoiser costs; a program tells nobody
+            return DenoiserOutput(x_BCHW)
+        prepared = self.prepared(conditioning)
+        assert prepared.tokens_BSE is not None
+        inputs = {"sample": x_BCHW, "timestep": t_B, "context": prepared.tokens_BSE}
+        mask_BS = prepared.mask_BS
+        if mask_BS is None and "mask" in self.program.inputs:
+            mask_BS = torch.ones(prepared.tokens_BSE.shape[:2])
+        told = {"mask": mask_BS, "pooled": prepared.embedding_BE}
+        inputs |= {name: tensor for name, tensor in told.items() if tensor is not None}
+        return DenoiserOutput(run_rows(self.program, inputs)["velocity"].to(x_BCHW))
+
+
+class ProgramAutoencoder(Autoencoder):
+    """The decoding half of an autoencoder as a program, which takes final latents: raw ones are the same here.
+
+    Args:
+        program: the graph ``decoder``.
+    """
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+        self.channels, height = program.inputs["latent"].shape[1:3]
+        self.downsampling = program.outputs["image"].shape[2] // height
+
+    def weights_digest(self) -> str:
+        """There are none here."""
+        self._refuse()
+
+    def encode(self, image_BCHW: Tensor) -> Posterior:
+        """Not exported."""
+        self._refuse()
+
+    def to_final(self, raw_BCHW: Tensor) -> Tensor:
+        """As they are."""
+        return raw_BCHW
+
+    def to_raw(self, final_BCHW: Tensor) -> Tensor:
+        """As they are."""
+        return final_BCHW
+
+    def decode(self, raw_BCHW: Tensor) -> Tensor:
+        """Final latents -> images, about [-1, 1]."""
+        return run_rows(self.program, {"latent": raw_BCHW})["image"].to(raw_BCHW)
+
+    def _refuse(self) -> NoReturn:
+        raise ValueError("an exported autoencoder decodes, and nothing else; use the run itself")
+
+
+class ProgramLabels(ClassConditioner):
+    """A conditioner on classes that is a program.
+
+    Args:
+        program: the graph ``context``.
+        num_classes: as in the conditioner that was exported.
+    """
+
+    def __init__(self, program: Program, num_classes: int) -> None:
+        _, tokens, context_dim = program.outputs["context"].shape
+        super().__init__(num_classes, tokens, context_dim, dropout=0)
+        self.program = program
+
+    def forward(self, condition: Condition) -> Conditioning:
+        """See Conditioner.forward."""
+        label_B = labels(condition)
+        return _conditioning(run_rows(self.program, {"label": label_B}), label_B.device)
+
+
+class ProgramEncoder:
+    """A text encoder whose network is a program; see :class:`~snapgen_pl.conditioning.text_encoder.TextEncoder`.
+
+    Args:
+        program: the graph ``text_<name>``.
+        tokenizer: of the encoder.
+        identity: of the encoder.
+    """
+
+    def __init__(self, program: Program, tokenizer: SavedTokenizer, identity: str) -> None:
+        self.program, self.tokenizer, self.identity = program, tokenizer, identity
+        self.tokens, self.context_dim = program.outputs["tokens"].shape[1:]
+        self.pooled_dim = program.outputs["pooled"].shape[-1] if "pooled" in program.outputs else None
+
+    @property
+    def masked(self) -> bool:
+        """Whether padding is masked."""
+        return "attention_mask" in self.program.inputs
+
+    def to(self, device: torch.device) -> Self:
+        """Stays on the CPU."""
+        return self
+
+    def encode(self, texts: Sequence[str]) -> TextStates:
+        """See TextEncoder.encode."""
+        ids_BS, mask_BS = self.tokenizer(texts)
+        masks = {"attention_mask": mask_BS} if self.masked else {}
+        given = run_rows(self.program, {"input_ids": ids_BS, **masks})
+        return TextStates(given["tokens"], mask_BS if self.masked else None, given.get("pooled"))
+
+    def encode_once(self, texts: Sequence[str]) -> TextStates:
+        """As :meth:`encode`."""
+        return self.encode(texts)
+
+
+class ProgramTexts(PartialTexts):
+    """A conditioner on texts that is a program, over encoders that are.
+
+    Args:
+        program: the graph ``context``.
+        encoders: by the names they had, in the order they had.
+    """
+
+    def __init__(self, program: Program, encoders: dict[str, ProgramEncoder]) -> None:
+        _, tokens, context_dim = program.outputs["context"].shape
+        super().__init__(encoders, tokens, context_dim, dropout=0)
+        self.program = program
+
+    def forward(self, condition: Condition) -> Conditioning:
+        """See Conditioner.forward."""
+        asked = texts(condition)
+        kept = self.kept(asked)
+        kept_B = torch.ones(len(asked.captions), dtype=torch.bool)
+        inputs = {"kept": torch.stack([kept.get(name, kept_B) for name in self.text_encoders], dim=1)}
+        for name, states in self.states(asked).items():
+            inputs |= state_inputs(name, states)
+        return _conditioning(run_rows(self.program, inputs), self.place.device)
+
+
+class Stands(Protocol):
+    """A module whose parts can be replaced, such as :class:`~snapgen_pl.modules.pretrain.Pretrain`."""
+
+    conditioner: Conditioner
+
+    def draw_through(self, denoiser: Denoiser, conditioner: Conditioner, autoencoder: Autoencoder) -> None:
+        """Draws through other parts from now on."""
+        ...
+
+
+def stand_in(module: Stands, programs: Mapping[str, Program]) -> None:
+    """Makes a module draw through programs.
+
+    Args:
+        module: built, and ready as far as it was when it was exported.
+        programs: by the names of the module's graphs, all of them.
+
+    Raises:
+        ValueError: where one is missing.
+    """
+    conditioner = module.conditioner
+    encoders = conditioner.text_encoders if isinstance(conditioner, PartialTexts) else {}
+    if missing := [name for name in (DENOISER, DECODER, CONTEXT, *map(text_graph, encoders)) if name not in programs]:
+        raise ValueError(f"there is no program {' and no '.join(missing)}; export the run whole")
+    stand: Conditioner
+    if isinstance(conditioner, ClassConditioner):
+        stand = ProgramLabels(programs[CONTEXT], conditioner.num_classes)
+    else:
+        own = {name: _encoder(encoder, programs[text_graph(name)]) for name, encoder in encoders.items()}
+        stand = ProgramTexts(programs[CONTEXT], own)
+    module.draw_through(ProgramDenoiser(programs[DENOISER]), stand, ProgramAutoencoder(programs[DECODER]))
+
+
+def _encoder(encoder: Encoder, program: Program) -> ProgramEncoder:
+    assert isinstance(encoder, TextEncoder), encoder  # an exported one is not exported again
+    return ProgramEncoder(program, encoder.saved_tokenizer(), encoder.identity)
+
+
+def _conditioning(outputs: Mapping[str, Tensor], device: torch.device) -> Conditioning:
+    mask_BS, pooled_BP = outputs.get("mask"), outputs.get("pooled")
+    return Conditioning(
+        outputs["context"].to(device),
+        None if mask_BS is None else (mask_BS > 0.5).to(device),
+        None if pooled_BP is None else pooled_BP.to(device),
+    )

@@ -1,0 +1,113 @@
+"""The verbs ``export`` and ``export verify``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from snapgen_pl.export.ane import violations
+from snapgen_pl.export.evaluate import evaluate
+from snapgen_pl.export.example import Example, read_example
+from snapgen_pl.export.extra import require_all
+from snapgen_pl.export.folder import EXAMPLES, export_run
+from snapgen_pl.export.gates import gate_a, gate_b, gate_c, measure
+from snapgen_pl.export.graphs import EXAMPLE_SEED, EXAMPLE_TIME
+from snapgen_pl.export.options import IOS, AttentionLayout, Options
+from snapgen_pl.export.package import Package, read_package
+from snapgen_pl.export.report import report_markdown
+from snapgen_pl.trained_run import open_run
+
+Format: TypeAlias = Literal["onnx", "coreml"]
+
+
+def export(
+    run: str,
+    out: str,
+    formats: Sequence[Format] = ("onnx", "coreml"),
+    attention: AttentionLayout = "split",
+    target: IOS = 17,
+) -> str:
+    """Exports a run's averaged weights as ONNX files and Core ML packages, each checked against torch.
+
+    Args:
+        run: the run's folder, such as runs/quickstart; it is left as it is.
+        out: a folder that is empty, of an earlier export, or not there.
+        formats: onnx alone, or coreml besides, which is made of it.
+        attention: how the packages lay attention out: split (Apple's), fold, matmul, or sdpa (iOS 18).
+        target: the oldest iOS that runs the packages.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: for a folder that is no run, and where a file does not compute what torch does.
+    """
+    if not formats:
+        raise ValueError("--formats names none; give onnx, or onnx and coreml")
+    options = Options(attention=attention, target=target)
+    options.check()
+    require_all()
+    records = export_run(open_run(run), Path(out), options if "coreml" in formats else None)
+    return f"{report_markdown(records)}\nWritten to {out}"
+
+
+def verify(package: str, example: str | None = None) -> str:
+    """Evaluates a Core ML package, and checks it against torch's outputs, or in float16 against itself in float32.
+
+    Args:
+        package: a .mlpackage.
+        example: inputs and what torch gives for them, as `export` writes them; by default those that lie with the
+            package, and without any, made-up inputs and the package's own results in float32.
+
+    Returns:
+        What was found.
+
+    Raises:
+        ValueError: where the package is damaged, or a gate does not hold.
+    """
+    read = read_package(Path(package))
+    file = Path(example) if example is not None else _example_file(read.path)
+    given = read_example(file) if file is not None else _made_up(read)
+    measured = measure(read, given.inputs, given.expected, lambda all_of_them: track(all_of_them, "evaluating"))
+    whole = all(declared.dtype == "FLOAT32" for declared in read.outputs.values())
+    for complaint in filter(None, (gate_c(measured), gate_a(measured) if whole else gate_b(measured))):
+        raise ValueError(f"{package} fails {complaint}")
+    relative, psnr, largest = measured.difference
+    broken = violations(read)
+    examples = {violation.rule: violation for violation in reversed(broken)}
+    lines = [
+        f"{package}: {len(read.operations):,} operations, {read.opset}",
+        f"against {'torch' if file is not None else 'itself in float32'}: relative L2 {relative:.1e}, "
+        f"PSNR {psnr:.1f} dB, largest difference {largest:.1e}",
+        *(f"largest of {each.type}: {each.largest:g}, in {each.operation}" for each in measured.largest[:5]),
+        f"values that break a rule of the Neural Engine: {len(broken)}",
+        *(f"  {each.rule}: {each.operation} gives {each.value}" for each in examples.values()),
+    ]
+    return "\n".join(lines)
+
+
+def _example_file(package: Path) -> Path | None:
+    """The example that was written with a package."""
+    file = package.resolve().parents[1] / EXAMPLES / f"{package.stem}.safetensors"
+    return file if file.is_file() else None
+
+
+def _made_up(package: Package) -> Example:
+    """Noise for numbers, ones for masks, zeros for integers; and what the package gives without rounding to float16."""
+    generator = torch.Generator().manual_seed(EXAMPLE_SEED)
+
+    def made_up(name: str) -> Tensor:
+        declared = package.inputs[name]
+        if not declared.dtype.startswith("FLOAT"):
+            return torch.zeros(declared.shape, dtype=torch.int32)
+        if name == "timestep":
+            return torch.full(declared.shape, EXAMPLE_TIME)
+        if "mask" in name or name == "kept":
+            return torch.ones(declared.shape)
+        return torch.randn(declared.shape, generator=generator)
+
+    inputs = {name: made_up(name) for name in package.inputs}
+    return Example(inputs, evaluate(package, inputs, "float32").outputs)
