@@ -35,8 +35,9 @@ check: install
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 
+# Two at a time, one thread each, file by file.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

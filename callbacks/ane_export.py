@@ -9,6 +9,7 @@ from snapgen_pl.export.extra import require_all
 from snapgen_pl.export.folder import check_out, export_run
 from snapgen_pl.export.options import IOS, AttentionLayout, Options
 from snapgen_pl.export.report import report_markdown
+from snapgen_pl.export.verbs import say
 from snapgen_pl.trained_run import open_run
 
 
@@ -47,7 +48,7 @@ class ANEExport(L.Callback):
         if not trainer.is_global_zero or ended_early(trainer):
             return
         folder = self._folder(trainer)
-        records = export_run(open_run(trainer.default_root_dir), folder, self.options)
+        records = export_run(open_run(trainer.default_root_dir), folder, self.options, say)
         print(f"{report_markdown(records)}\nWritten to {folder}", flush=True)
 
     def _folder(self, trainer: L.Trainer) -> Path:

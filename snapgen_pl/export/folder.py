@@ -13,10 +13,12 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
+from rich.progress import track
 from torch import nn
 
 from snapgen_pl import checkpoints
@@ -87,13 +89,16 @@ class ExportedRun(NamedTuple):
         module.eval()
 
 
-def export_run(source: TrainedRun, out: Path, coreml: Options | None = None) -> list[GraphRecord]:
+def export_run(
+    source: TrainedRun, out: Path, coreml: Options | None = None, say: Callable[[str], None] = lambda _: None
+) -> list[GraphRecord]:
     """Exports the averaged weights of a run, and writes what drawing from them needs besides.
 
     Args:
         source: the run.
         out: a folder that is empty, an export, or not there.
         coreml: how to make Core ML packages besides ONNX files; None makes none.
+        say: is told what is being made.
 
     Raises:
         ValueError: where the folder holds something else, or a graph is not what torch computes.
@@ -105,7 +110,7 @@ def export_run(source: TrainedRun, out: Path, coreml: Options | None = None) -> 
     source.load(module)
     facts = run_facts(source, type(module).__qualname__)
     with whole_folder(out) as part:
-        records = write_graphs(module, facts, part, coreml)
+        records = write_graphs(module, facts, part, coreml, say)
         write_tokenizers(module.conditioner, part)
         shutil.copyfile(Run(source.folder).config, part / CONFIG)
         write_json(report_json(records), part / f"{REPORT}.json")
@@ -149,24 +154,37 @@ def run_facts(source: TrainedRun, module: str) -> dict[str, Value]:
 
 
 def write_graphs(
-    module: Exportable, facts: Mapping[str, Value], folder: Path, coreml: Options | None
+    module: Exportable,
+    facts: Mapping[str, Value],
+    folder: Path,
+    coreml: Options | None,
+    say: Callable[[str], None],
 ) -> list[GraphRecord]:
     """All graphs of a module as files, with their examples, in an empty folder."""
     for name in (ONNX, COREML, EXAMPLES):
         (folder / name).mkdir()
     metadata = {f"snapgen_pl.{key}": str(value) for key, value in facts.items() if value is not None}
-    return [_write_graph(graph, metadata, folder, coreml) for graph in graphs(module)]
+    return [_write_graph(graph, metadata, folder, coreml, say) for graph in graphs(module)]
 
 
-def _write_graph(graph: Graph, metadata: Mapping[str, str], folder: Path, coreml: Options | None) -> GraphRecord:
+def _write_graph(
+    graph: Graph,
+    metadata: Mapping[str, str],
+    folder: Path,
+    coreml: Options | None,
+    say: Callable[[str], None],
+) -> GraphRecord:
+    say(f"{graph.name}: ONNX")
     sizes = json.dumps({name: list(tensor.shape) for name, tensor in graph.inputs.items()})
     onnx = export_onnx(graph, folder / ONNX / f"{graph.name}.onnx", {**metadata, "snapgen_pl.sizes": sizes})
     example = example_of(graph)
     example.write(folder / EXAMPLES / f"{graph.name}.safetensors")
     if coreml is None:
         return GraphRecord(onnx, None)
+    say(f"{graph.name}: Core ML")
     package = folder / COREML / f"{graph.name}.mlpackage"
-    return GraphRecord(onnx, export_coreml(onnx.path, package, coreml, example.inputs, example.expected))
+    evaluating = partial(track, description=f"evaluating {graph.name}", transient=True)
+    return GraphRecord(onnx, export_coreml(onnx.path, package, coreml, example.inputs, example.expected, evaluating))
 
 
 def write_tokenizers(conditioner: Conditioner, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The verbs ``export`` and ``export verify``."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -50,7 +51,7 @@ def export(
     options = Options(attention=attention, target=target)
     options.check()
     require_all()
-    records = export_run(open_run(run), Path(out), options if "coreml" in formats else None)
+    records = export_run(open_run(run), Path(out), options if "coreml" in formats else None, say)
     return f"{report_markdown(records)}\nWritten to {out}"
 
 
@@ -87,6 +88,11 @@ def verify(package: str, example: str | None = None) -> str:
         *(f"  {each.rule}: {each.operation} gives {each.value}" for each in examples.values()),
     ]
     return "\n".join(lines)
+
+
+def say(text: str) -> None:
+    """Tells the user what is being done."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _example_file(package: Path) -> Path | None:

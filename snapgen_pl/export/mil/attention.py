@@ -52,7 +52,6 @@ class Heads(NamedTuple):
 def attention(lowering: Lowering) -> Value:
     """ONNX's Attention over four axes, without a cache or softcap."""
     lowering.require(softcap=0.0, qk_matmul_output_mode=0, is_causal=0)
-    assert lowering.node is not None
     if any(lowering.has(place) for place in (4, 5)) or len(lowering.node.outputs) > 1:
         raise ValueError("keys and values of before, or scores given out; neither is lowered")
     q, k, v = (lowering.value(place) for place in range(3))
@@ -169,7 +168,6 @@ def _joined(lowering: Lowering, heads: Heads, results_BE1Q: Sequence[Var]) -> Va
 
 def _bias(lowering: Lowering) -> Value:
     """The mask as numbers to add, (.., 1, Q or 1, S): made once for all nodes that share it."""
-    assert lowering.node is not None
     name = lowering.node.inputs[3]
     # ONNX Runtime wants a row for each query; where they are one row repeated, that row is enough here.
     while (producer := lowering.producers.get(name)) is not None and producer.op == "Expand":

@@ -44,20 +44,17 @@ BINARY = {
     "Sub": "sub",
     "Xor": "logical_xor",
 }
-OPERATORS = {node: operator for table in (UNARY, BINARY) for node, operator in table.items()}
 
 
 @lowers(*UNARY)
 def unary(lowering: Lowering) -> Value:
     """A function of one tensor."""
-    assert lowering.node is not None
     return apply(lowering, UNARY[lowering.node.op], lowering.variable(0))
 
 
 @lowers(*(op for op in BINARY if op not in ("Mul", "Pow")))
 def binary(lowering: Lowering) -> Value:
     """A function of two tensors, broadcast as ONNX does."""
-    assert lowering.node is not None
     if len(lowering.node.inputs) != 2:
         raise ValueError(f"{len(lowering.node.inputs)} inputs; 2 are lowered")
     return combine(lowering, BINARY[lowering.node.op], lowering.operand(0), lowering.operand(1))
@@ -66,7 +63,6 @@ def binary(lowering: Lowering) -> Value:
 @lowers("Mul")
 def multiply(lowering: Lowering) -> Value:
     """A product; x * sigmoid(x) is MIL's silu."""
-    assert lowering.node is not None
     for place, name in enumerate(lowering.node.inputs):
         producer = lowering.producers.get(name)
         if producer is not None and producer.op == "Sigmoid":
@@ -96,7 +92,6 @@ def negate(lowering: Lowering) -> Value:
 @lowers("Reciprocal")
 def reciprocal(lowering: Lowering) -> Value:
     """1 / x, and of a root MIL's rsqrt; with no epsilon, of which the defaults are 1e-4 and 1e-12."""
-    assert lowering.node is not None
     producer = lowering.producers.get(lowering.node.inputs[0])
     if producer is not None and producer.op == "Sqrt":
         root_of = lowering.values[producer.inputs[0]]

@@ -1,6 +1,6 @@
 """An ONNX graph, read: nodes with plain attributes, shapes of all values, and what is known without any input."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,12 +90,6 @@ def read_graph(path: Path) -> OnnxGraph:
         tuple(_tensor_type(path, info) for info in model.graph.output),
         {entry.key: entry.value for entry in model.metadata_props},
     )
-
-
-def uses(graph: OnnxGraph) -> Iterator[str]:
-    """The names that nodes read, as often as they do."""
-    for node in graph.nodes:
-        yield from filter(None, node.inputs)
 
 
 def _computed(model: ModelProto, proto: NodeProto, known: Mapping[str, Array]) -> dict[str, Array]:

@@ -39,7 +39,7 @@ class Lowering:
         options: how.
         values: what was made so far, and the graph's constants, by ONNX's names.
         producers: the node that makes a value.
-        node: the one that is being lowered.
+        current: the node that is being lowered; None between nodes.
         shared: what several nodes need and one of them made.
     """
 
@@ -47,13 +47,19 @@ class Lowering:
     options: Options
     values: dict[str, Operand]
     producers: Mapping[str, Node]
-    node: Node | None = None
+    current: Node | None = None
     shared: dict[tuple[object, ...], Any] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
 
     def emit(self, op: str, /, **arguments: Any) -> Any:
         """Adds an operator of MIL, named after the node that it is for."""
         return getattr(mb, op)(**arguments, name=self._name())
+
+    @property
+    def node(self) -> Node:
+        """The node that is being lowered."""
+        assert self.current is not None
+        return self.current
 
     @property
     def dtype(self) -> type[np.floating[Any]]:
@@ -88,12 +94,10 @@ class Lowering:
 
     def has(self, place: int) -> bool:
         """Whether the node has an optional input."""
-        assert self.node is not None
         return place < len(self.node.inputs) and self.node.inputs[place] != ""
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """An attribute of the node."""
-        assert self.node is not None
         return self.node.attributes.get(name, default)
 
     def require(self, **values: Any) -> None:
@@ -131,14 +135,13 @@ class Lowering:
         return np.float16(max(value, LEAST_HALF))
 
     def _given(self, place: int) -> str:
-        assert self.node is not None
         if not self.has(place):
             raise ValueError(f"{self.node} lacks input {place}")
         return self.node.inputs[place]
 
     def _name(self) -> str:
         """The node's first output, and numbers after it for the operators that it takes besides."""
-        base = re.sub(r"\W", "_", self.node.outputs[0] if self.node else "output")
+        base = re.sub(r"\W", "_", self.current.outputs[0] if self.current else "output")
         base = base if re.match("[a-zA-Z_]", base) else f"_{base}"
         names = (f"{base}__{count}" if count else base for count in itertools.count())
         name = next(name for name in names if name not in self._names)
@@ -219,7 +222,7 @@ def _lower_node(lowering: Lowering, node: Node) -> None:
     rule = RULES.get(node.op)
     if rule is None:
         raise ValueError(f"{node}: there is no lowering for {node.op}; add one to snapgen_pl.export.mil")
-    lowering.node = node
+    lowering.current = node
     try:
         made = rule(lowering)
     except (ValueError, TypeError, AssertionError) as error:
@@ -233,7 +236,7 @@ def _output(lowering: Lowering, wanted: TensorType) -> Var:
     operand = lowering.values[wanted.name]
     if not isinstance(operand, Value):
         raise ValueError(f"output {wanted.name} depends on no input")
-    lowering.node = None
+    lowering.current = None
     value = lowering.out_of_island(operand)
     var = layout.as_onnx(lowering.emit, value)
     # An identity, for the name that the graph gives it.

@@ -1,7 +1,7 @@
 """Normalisations, along whichever dimension channels lie, and reductions."""
 
+from collections.abc import Collection
 from math import prod
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +19,6 @@ REDUCTIONS = {
     "ReduceSum": "reduce_sum",
     "ReduceSumSquare": "reduce_sum_square",
 }
-OPERATORS = REDUCTIONS
 
 
 @lowers("LayerNormalization")
@@ -71,9 +70,12 @@ def softmax(lowering: Lowering) -> Value:
 @lowers(*REDUCTIONS)
 def reduce(lowering: Lowering) -> Value:
     """Over some axes, or over all."""
-    assert lowering.node is not None
     value = lowering.value(0)
-    axes = [int(axis) % len(value.shape) for axis in lowering.array(1)] if lowering.has(1) else range(len(value.shape))
+    axes = (
+        [int(axis) % len(value.shape) for axis in lowering.array(1)]
+        if lowering.has(1)
+        else list(range(len(value.shape)))
+    )
     return _reduced(lowering, value, REDUCTIONS[lowering.node.op], axes, bool(lowering.attribute("keepdims", 1)))
 
 
@@ -89,7 +91,7 @@ def arg_max(lowering: Lowering) -> Value:
     return layout.plain(var, _reduced_shape(value.shape, [axis], keep))
 
 
-def _reduced(lowering: Lowering, value: Value, operator: str, axes: Any, keep: bool) -> Value:
+def _reduced(lowering: Lowering, value: Value, operator: str, axes: Collection[int], keep: bool) -> Value:
     real = [axis for axis in axes if value.shape[axis] > 1]
     if operator in ("reduce_l2_norm", "reduce_sum_square") and not real:
         raise ValueError(f"over axes of size 1, {list(axes)}")
@@ -101,7 +103,7 @@ def _reduced(lowering: Lowering, value: Value, operator: str, axes: Any, keep: b
     return left if keep else layout.renamed(left, _reduced_shape(value.shape, axes, False))
 
 
-def _reduced_shape(shape: layout.Shape, axes: Any, keep: bool) -> layout.Shape:
+def _reduced_shape(shape: layout.Shape, axes: Collection[int], keep: bool) -> layout.Shape:
     return tuple(1 if axis in axes else size for axis, size in enumerate(shape) if keep or axis not in axes)
 
 

@@ -79,7 +79,6 @@ def expand(lowering: Lowering) -> Value:
 @lowers("Concat")
 def concat(lowering: Lowering) -> Value:
     """Tensors behind each other along an axis."""
-    assert lowering.node is not None
     operands = [lowering.operand(place) for place in range(len(lowering.node.inputs))]
     return concatenated(lowering, operands, lowering.attribute("axis"))
 
@@ -114,7 +113,6 @@ def concatenated(lowering: Lowering, operands: Sequence[Operand], axis: int) -> 
 @lowers("Split")
 def split(lowering: Lowering) -> list[Value]:
     """A tensor in parts along an axis."""
-    assert lowering.node is not None
     value = lowering.variable(0)
     axis = lowering.attribute("axis", 0) % len(value.shape)
     count = len(lowering.node.outputs)
