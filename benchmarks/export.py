@@ -70,7 +70,7 @@ class Report:
         onnx_mb: the ONNX file with its weights.
         onnx_s: seconds that it took, its check included.
         onnx_max_abs_error: of ONNX Runtime against torch.
-        peak_gb: the most memory that this process, and the other route's, held.
+        peak_gb: the most memory that our route held, evaluating included.
         routes: by name.
     """
 
@@ -79,7 +79,7 @@ class Report:
     onnx_mb: float
     onnx_s: float
     onnx_max_abs_error: float
-    peak_gb: dict[str, float]
+    peak_gb: float
     routes: dict[str, Route]
 
 
@@ -107,10 +107,9 @@ def main(
         own = export_coreml(record.path, target, Options(attention=attention), example.inputs, example.expected)
         package = read_package(own.path)
         routes["snapgen_pl"] = _route(package, own.float32, own.float16, own.seconds)
-        peak = {"snapgen_pl": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         if baseline_numpy is not None:
             routes["coremltools"] = _baseline(size, folder, baseline_numpy, example)
-            peak["coremltools"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
     report = Report(
         environment("benchmarks.export"),
         record.parameters,

@@ -110,7 +110,7 @@ def _written(onnx_file: Path, path: Path, options: Options) -> "tuple[Converted,
 
     start = time.perf_counter()
     converted = convert(onnx_file, options)
-    converted.model.save(str(path))
+    converted.save(path)
     return converted, time.perf_counter() - start
 
 

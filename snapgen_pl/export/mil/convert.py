@@ -1,6 +1,7 @@
 """ONNX files as Core ML models. Importing it takes the ``export`` extra."""
 
 import io
+import shutil
 from collections.abc import Mapping
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -38,6 +39,11 @@ class Converted(NamedTuple):
 
     model: Any
     places: Mapping[str, Place]
+
+    def save(self, path: Path) -> None:
+        """Writes the package, once: what coremltools holds of it elsewhere on the disk until the process ends goes."""
+        self.model.save(str(path))
+        shutil.rmtree(self.model.package_path)
 
 
 def convert(onnx: Path, options: Options) -> Converted:
