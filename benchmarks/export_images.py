@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.timing import Environment, environment
 from snapgen_pl.drawing import Source
+from snapgen_pl.export.difference import EQUAL_DB
 from snapgen_pl.export.folder import Backend, open_exported
 from snapgen_pl.generate import generate
 from snapgen_pl.png import read_picture, to_pil, write_png
@@ -70,7 +71,9 @@ def main(
         files = sorted(file.name for file in own.glob("*-*.png"))
         pairs = {name: (read_picture(own / name), read_picture(other / name)) for name in files}
     found = {name.removesuffix("-0000.png"): _psnr_db(*pair) for name, pair in pairs.items()}
-    least = min((value for value in found.values() if value is not None), default=math.inf)
+    if not found:
+        raise ValueError("nothing was drawn; name a prompt or a class")
+    least = min((value for value in found.values() if value is not None), default=EQUAL_DB)
     for name, value in found.items():
         print(f"{name:<60} {'equal' if value is None else f'{value:.1f} dB'}")
     facts = _facts(open_exported(str(exported), backend))

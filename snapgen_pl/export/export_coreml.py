@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -127,5 +127,7 @@ def _hold(
         return
     from snapgen_pl.export.mil import find_culprit
 
-    culprit = find_culprit(onnx_file, package, converted.places, inputs)
+    half = any(declared.dtype == "FLOAT16" for declared in package.outputs.values())
+    precision: Literal["float32", "float16"] = "float16" if half else "float32"
+    culprit = find_culprit(onnx_file, package, converted.places, inputs, precision)
     raise ValueError(f"{graph} fails {complaint}" + (f"; {culprit}" if culprit else ""))

@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -46,7 +45,6 @@ def model_of(inputs: Types, build: Callable[..., Sequence[Var]], target: ct.targ
 def saved(folder: Path, model: MLModel) -> Package:
     path = folder / "model.mlpackage"
     model.save(str(path))
-    shutil.rmtree(model.package_path)  # coremltools' own, which else stays until the process ends
     return read_package(path)
 
 

@@ -376,6 +376,31 @@ def test_what_core_ml_cannot_have_is_refused_by_name(tmp_path: Any, nodes: list[
         lower(read_graph(file), FLOAT32)
 
 
+def test_rows_of_a_gemm_may_share_a_number_but_not_have_their_own(tmp_path: Any) -> None:
+    weight = {"w": numbers(0, 4, 3)}
+    check([node("Gemm", ["x", "w", "c"])], {"x": numbers(1, 3, 4)}, {**weight, "c": np.array([2.0], np.float32)})
+    file = graph_file(
+        tmp_path, [node("Gemm", ["x", "w", "c"])], {"x": numbers(1, 3, 4)}, {**weight, "c": numbers(2, 3, 1)}
+    )
+    with pytest.raises(ValueError, match=r"Gemm 'the_Gemm': C of shape \(3, 1\); one row for all is lowered"):
+        lower(read_graph(file), FLOAT32)
+
+
+def test_neighbours_by_another_rule_are_refused(tmp_path: Any) -> None:
+    scales = {"scales": np.array([1, 1, 4, 4], np.float32)}
+    nodes = [node("Resize", ["x", "", "scales"], mode="nearest", coordinate_transformation_mode="asymmetric")]
+    file = graph_file(tmp_path, nodes, {"x": numbers(0, 1, 2, 3, 3)}, scales)
+    with pytest.raises(ValueError, match=r"Resize 'the_Resize': .*'nearest_mode': None"):
+        lower(read_graph(file), FLOAT32)
+
+
+def test_pixels_go_into_channels_within_rank_5() -> None:
+    constants = {"six": whole(1, 3, 4, 2, 4, 2), "four": whole(1, 12, 4, 4)}
+    nodes = [node("Reshape", ["x", "six"], ["a"]), node("Transpose", ["a"], ["b"], perm=[0, 1, 3, 5, 2, 4]),
+             node("Reshape", ["b", "four"])]  # fmt: skip
+    check(nodes, {"x": numbers(0, 1, 3, 8, 8)}, constants)
+
+
 def test_sdpa_needs_ios_18(tmp_path: Any) -> None:
     file = graph_file(tmp_path, [node("Relu")], {"x": numbers(0, 3)}, {})
     with pytest.raises(ValueError, match="sdpa needs iOS 18; the target is 17"):

@@ -57,7 +57,7 @@ def attention(lowering: Lowering) -> Value:
     q, k, v = (lowering.value(place) for place in range(3))
     if len(q.shape) != 4:
         raise ValueError(f"queries of shape {q.shape}; (B, heads, positions, width) is lowered")
-    scale = lowering.attribute("scale") or 1 / math.sqrt(q.shape[3])
+    scale = lowering.attribute("scale", 1 / math.sqrt(q.shape[3]))
     # The smaller one takes the scale: keys of a prompt, shared by all heads, where there are such.
     if math.prod(k.shape) < math.prod(q.shape):
         k = scaled(lowering, k, scale)

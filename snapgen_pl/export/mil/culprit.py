@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import onnx
 import onnxruntime
@@ -16,7 +16,8 @@ from snapgen_pl.export.mil.lowering import Place
 from snapgen_pl.export.package import Package
 
 AT_ONCE = 64  # values of ONNX Runtime's that are held at a time
-FLOOR = 1e-7  # relative errors below are float32's own
+# Relative errors below are the precision's own.
+FLOORS = {"float32": 1e-7, "float16": 1e-3}
 
 
 class Culprit(NamedTuple):
@@ -37,7 +38,11 @@ class Culprit(NamedTuple):
 
 
 def find_culprit(
-    onnx_file: Path, package: Package, places: Mapping[str, Place], inputs: Mapping[str, Tensor]
+    onnx_file: Path,
+    package: Package,
+    places: Mapping[str, Place],
+    inputs: Mapping[str, Tensor],
+    precision: Literal["float32", "float16"],
 ) -> Culprit | None:
     """The operator in which the relative error grows most.
 
@@ -46,6 +51,7 @@ def find_culprit(
         package: wrong, or coarse.
         places: of ONNX's values in it.
         inputs: an example.
+        precision: of the package.
 
     Returns:
         None where no value on the way can be compared.
@@ -63,7 +69,7 @@ def find_culprit(
         for name, expected in _runtime_values(onnx_file, list(made), inputs)
     }
     steps = list(_steps(onnx_file, errors))
-    return max(steps, key=lambda step: step.error / max(step.inherited, FLOOR), default=None)
+    return max(steps, key=lambda step: step.error / max(step.inherited, FLOORS[precision]), default=None)
 
 
 def _steps(onnx_file: Path, errors: Mapping[str, float]) -> Iterator[Culprit]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from coremltools.converters.mil.mil import types
 
 from snapgen_pl.export.mil import layout
 from snapgen_pl.export.mil.graph import Array
@@ -218,7 +219,9 @@ def _met(lowering: Lowering, operand: Operand, lead: Value, goal: layout.Shape) 
 
 
 def _all_in_island(lowering: Lowering, operands: Sequence[Operand]) -> bool:
-    return all(lowering.in_island(operand) for operand in operands if isinstance(operand, Value))
+    """Whether all that is of floating numbers was computed of the timestep alone."""
+    floating = [value for value in operands if isinstance(value, Value) and value.var.dtype in (types.fp16, types.fp32)]
+    return bool(floating) and all(lowering.in_island(value) for value in floating)
 
 
 def _zero(lowering: Lowering, value: Value) -> np.floating[Any]:

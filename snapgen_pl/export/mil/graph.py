@@ -79,7 +79,7 @@ def read_graph(path: Path) -> OnnxGraph:
         if proto.domain:
             raise ValueError(f"{path}: {proto.op_type} {proto.name!r} is of domain {proto.domain}, not of ONNX")
         known = {name: constants[name] for name in proto.input if name in constants}
-        if len(known) == len([name for name in proto.input if name]):
+        if all(name in known for name in proto.input if name):
             constants |= _computed(model, proto, known)
         else:
             nodes.append(_node(proto))

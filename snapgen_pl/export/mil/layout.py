@@ -146,7 +146,7 @@ def reshaped(emit: Emit, value: Value, shape: Sequence[int]) -> Value:
     while rest:
         old, new = groups.get(rest[0], ((), ()))
         if not old or tuple(rest[: len(old)]) != old:
-            return plain(as_onnx(emit, value), shape)
+            return plain(permuted(emit, value, plain_order(value.shape)).var, shape)
         order += new
         del rest[: len(old)]
     return Value(value.var, shape, tuple(order))

@@ -225,10 +225,12 @@ def _lower_node(lowering: Lowering, node: Node) -> None:
     lowering.current = node
     try:
         made = rule(lowering)
-    except (ValueError, TypeError, AssertionError) as error:
+        values = [made] if isinstance(made, Value) else list(made)
+        if len(values) != len(node.outputs):
+            raise ValueError(f"{len(node.outputs)} outputs are asked for; {len(values)} are lowered")
+    except (ValueError, TypeError, AssertionError, KeyError, IndexError) as error:
         text = str(error) if str(error).startswith(str(node)) else f"{node}: {error}"
         raise ValueError(text) from error
-    values = [made] if isinstance(made, Value) else made
     lowering.values.update(zip(node.outputs, values, strict=True))
 
 

@@ -71,11 +71,9 @@ def softmax(lowering: Lowering) -> Value:
 def reduce(lowering: Lowering) -> Value:
     """Over some axes, or over all."""
     value = lowering.value(0)
-    axes = (
-        [int(axis) % len(value.shape) for axis in lowering.array(1)]
-        if lowering.has(1)
-        else list(range(len(value.shape)))
-    )
+    lowering.require(noop_with_empty_axes=0)
+    given = lowering.array(1) if lowering.has(1) else ()
+    axes = [int(axis) % len(value.shape) for axis in given] or list(range(len(value.shape)))
     return _reduced(lowering, value, REDUCTIONS[lowering.node.op], axes, bool(lowering.attribute("keepdims", 1)))
 
 

@@ -41,8 +41,12 @@ def gemm(lowering: Lowering) -> Value:
     weight = lowering.array(1) * np.float32(lowering.attribute("alpha", 1.0))
     bias = None
     if lowering.has(2):
-        bias = (lowering.array(2) * np.float32(lowering.attribute("beta", 1.0))).reshape(-1)
+        bias = lowering.array(2) * np.float32(lowering.attribute("beta", 1.0))
     weight_OC = weight if lowering.attribute("transB", 0) else weight.T
+    if bias is not None:
+        if bias.ndim == 2 and len(bias) > 1:
+            raise ValueError(f"C of shape {bias.shape}; one row for all is lowered")
+        bias = np.broadcast_to(bias, (1, len(weight_OC)))[0]
     return contracted(lowering, lowering.value(0), 1, weight_OC, bias)
 
 
@@ -137,7 +141,9 @@ def depth_to_space(lowering: Lowering) -> Value:
 def resize(lowering: Lowering) -> Value:
     """Nearest neighbours, by a whole factor."""
     value = lowering.value(0)
-    lowering.require(mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    asked = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    if (found := {name: lowering.attribute(name) for name in asked}) != asked:  # ONNX's own defaults are others
+        raise ValueError(f"{found}; only {asked} is lowered")
     if lowering.has(2):
         factors = [float(factor) for factor in lowering.array(2)]
     else:
