@@ -149,16 +149,14 @@ def _renamed(tensors: Mapping[str, Tensor], names: Mapping[str, object]) -> dict
 
 
 def _route(package: Package, float32: Measurement, float16: Measurement, seconds: float) -> Route:
-    operations = Counter(operation.type for operation in package.operations if operation.type != "const")
-    size = sum(file.stat().st_size for file in package.path.rglob("*") if file.is_file())
     return Route(
         float32.difference.relative_l2,
         float16.difference.psnr_db,
         len(float16.nonfinite),
         float16.largest[0].largest,
-        dict(operations.most_common()),
+        package.operation_counts,
         dict(Counter(violation.rule for violation in violations(package))),
-        size / MEGA,
+        package.stored_bytes / MEGA,
         round(seconds, 1),
         round(float16.seconds, 1),
     )

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from snapgen_pl.export.constant import TensorType
-from snapgen_pl.export.package import Operation, Package
+from snapgen_pl.export.options import ISLAND_INPUT
+from snapgen_pl.export.package import Package
 
 Rule = Literal["rank", "dtype", "axis"]
 MAX_RANK = 5
 MAX_SIDE = 16_384  # of height, width and depth
 MAX_CHANNELS = 65_536  # and of the batch
 MIN_LAST_AXIS = 32  # elements: narrower rows are padded to 64 bytes each
-ISLAND_INPUT = "timestep"
 LEAVES_ISLAND = ("cast", "conv", "linear", "matmul")
 
 
@@ -70,10 +70,6 @@ def _island(package: Package) -> set[str]:
     constants = {name for operation in package.operations if operation.type == "const" for name in operation.outputs}
     for operation in package.operations:
         read = {name for bound in operation.inputs.values() for name in bound if isinstance(name, str)} - constants
-        if read and read <= island and not _leaves(operation):
+        if read and read <= island and operation.type not in LEAVES_ISLAND:
             island |= set(operation.outputs)
     return island
-
-
-def _leaves(operation: Operation) -> bool:
-    return operation.type in LEAVES_ISLAND

@@ -83,19 +83,18 @@ def export_coreml(
         package = read_package(half)
         float16 = measure(package, inputs, expected, progress)
         _hold(graph, [gate_c(float16), gate_b(float16)], onnx_file, package, converted, inputs)
+        size = package.stored_bytes
         shutil.rmtree(path, ignore_errors=True)
         half.rename(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     broken = violations(package)
-    operations = Counter(operation.type for operation in package.operations if operation.type != "const")
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return CoreMLRecord(
         graph,
         path,
         size,
         options._replace(half=True),
-        dict(operations.most_common()),
+        package.operation_counts,
         float32,
         float16,
         dict(Counter(violation.rule for violation in broken)),

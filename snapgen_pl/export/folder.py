@@ -24,14 +24,13 @@ from torch import nn
 from snapgen_pl import checkpoints
 from snapgen_pl.conditioning.class_conditioner import ClassConditioner
 from snapgen_pl.conditioning.conditioner import Conditioner
-from snapgen_pl.conditioning.partial_texts import PartialTexts
 from snapgen_pl.conditioning.text_encoder import TextEncoder
 from snapgen_pl.config_files import Value, as_value, load_config
 from snapgen_pl.drawing import drawing_module
 from snapgen_pl.export import stand_ins
 from snapgen_pl.export.example import example_of
 from snapgen_pl.export.export_coreml import export_coreml
-from snapgen_pl.export.graphs import CONTEXT, DECODER, DENOISER, Exportable, Graph, graphs, text_graph
+from snapgen_pl.export.graphs import CONTEXT, DECODER, DENOISER, Exportable, Graph, graphs, text_encoders, text_graph
 from snapgen_pl.export.onnx import CONVENTION, OnnxRecord, export_onnx, files_of
 from snapgen_pl.export.options import Options
 from snapgen_pl.export.package_program import PackageProgram
@@ -189,7 +188,7 @@ def _write_graph(
 
 def write_tokenizers(conditioner: Conditioner, folder: Path) -> None:
     """Copies the files of all tokenizers."""
-    for name, encoder in _encoders(conditioner).items():
+    for name, encoder in text_encoders(conditioner).items():
         place = folder / TOKENIZERS / name
         place.mkdir(parents=True)
         for file in encoder.tokenizer_files:
@@ -214,7 +213,7 @@ def write_manifest(
         "code": describe_code()._asdict(),
         "machine": describe_machine()._asdict(),
         "num_classes": conditioner.num_classes if isinstance(conditioner, ClassConditioner) else None,
-        "encoders": {name: _encoder_facts(encoder) for name, encoder in _encoders(conditioner).items()},
+        "encoders": {name: _encoder_facts(encoder) for name, encoder in text_encoders(conditioner).items()},
         "graphs": {record.graph: _graph_facts(record) for record in records},
     }
     write_json(as_value(content), folder / MANIFEST)
@@ -301,11 +300,6 @@ def _encoder_part(program: Value, facts: Value, tokenizer: Path) -> Value:
 
 def _part(kind: type, **arguments: Value) -> Value:
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": arguments}
-
-
-def _encoders(conditioner: Conditioner) -> dict[str, TextEncoder]:
-    encoders = conditioner.text_encoders if isinstance(conditioner, PartialTexts) else {}
-    return {name: encoder for name, encoder in encoders.items() if isinstance(encoder, TextEncoder)}
 
 
 def _encoder_facts(encoder: TextEncoder) -> dict[str, Value]:

@@ -79,6 +79,12 @@ def text_graph(encoder: str) -> str:
     return f"text_{encoder}"
 
 
+def text_encoders(conditioner: Conditioner) -> dict[str, TextEncoder]:
+    """The encoders of a conditioner that have weights to export, by name; none where it takes no texts."""
+    encoders = conditioner.text_encoders if isinstance(conditioner, PartialTexts) else {}
+    return {name: encoder for name, encoder in encoders.items() if isinstance(encoder, TextEncoder)}
+
+
 def graphs(module: Exportable) -> Iterator[Graph]:
     """All graphs of a run, one by one: a text encoder's weights are read for its graph, and need not stay.
 
@@ -96,9 +102,8 @@ def graphs(module: Exportable) -> Iterator[Graph]:
     yield Graph(DENOISER, DenoiserGraph(module.denoiser, "mask" in told), inputs, ("velocity",))
     yield Graph(DECODER, DecoderGraph(module.autoencoder), {"latent": latent}, ("image",))
     yield context
-    if isinstance(module.conditioner, PartialTexts):
-        for name, encoder in _encoders(module.conditioner).items():
-            yield _text_graph(name, encoder, "pooled" in told)
+    for name, encoder in text_encoders(module.conditioner).items():
+        yield _text_graph(name, encoder, "pooled" in told)
 
 
 def state_inputs(name: str, states: TextStates) -> dict[str, Tensor]:
@@ -216,11 +221,6 @@ def _example_states(encoder: Encoder) -> TextStates:
     mask_BS = torch.arange(encoder.tokens)[None] < max(1, encoder.tokens * 2 // 3) if encoder.masked else None
     pooled_BP = None if encoder.pooled_dim is None else noise(encoder.pooled_dim)
     return TextStates(noise(encoder.tokens, encoder.context_dim), mask_BS, pooled_BP)
-
-
-def _encoders(conditioner: PartialTexts) -> dict[str, TextEncoder]:
-    encoders = conditioner.text_encoders
-    return {name: encoder for name, encoder in encoders.items() if isinstance(encoder, TextEncoder)}
 
 
 def _outputs(graph: Graph) -> dict[str, Tensor]:

@@ -6,6 +6,11 @@ AttentionLayout: TypeAlias = Literal["split", "fold", "matmul", "sdpa"]
 IOS: TypeAlias = Literal[16, 17, 18]
 
 
+# Stays in float32, and so does what is computed of it alone up to its first product with weights: in float16 its
+# sinusoid would be off by 0.3 at t = 1.
+ISLAND_INPUT = "timestep"
+
+
 class Options(NamedTuple):
     """How a graph is lowered.
 

@@ -1,6 +1,7 @@
 """Core ML packages as they lie on disk: a reader that knows nothing of how they were made."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,16 @@ class Package:
     operations: tuple[Operation, ...]
     spec_version: int
     opset: str
+
+    @property
+    def operation_counts(self) -> dict[str, int]:
+        """How many operations of each type there are, constants left out, the most frequent first."""
+        return dict(Counter(each.type for each in self.operations if each.type != "const").most_common())
+
+    @property
+    def stored_bytes(self) -> int:
+        """The size of all its files."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
 
 
 def read_package(path: Path) -> Package:

@@ -16,7 +16,7 @@ from snapgen_pl.export.extra import require_all
 from snapgen_pl.export.folder import EXAMPLES, export_run
 from snapgen_pl.export.gates import gate_a, gate_b, gate_c, measure
 from snapgen_pl.export.graphs import EXAMPLE_SEED, EXAMPLE_TIME
-from snapgen_pl.export.options import IOS, AttentionLayout, Options
+from snapgen_pl.export.options import IOS, ISLAND_INPUT, AttentionLayout, Options
 from snapgen_pl.export.package import Package, read_package
 from snapgen_pl.export.report import report_markdown
 from snapgen_pl.trained_run import open_run
@@ -109,7 +109,7 @@ def _made_up(package: Package) -> Example:
         declared = package.inputs[name]
         if not declared.dtype.startswith("FLOAT"):
             return torch.zeros(declared.shape, dtype=torch.int32)
-        if name == "timestep":
+        if name == ISLAND_INPUT:
             return torch.full(declared.shape, EXAMPLE_TIME)
         if "mask" in name or name == "kept":
             return torch.ones(declared.shape)

@@ -10,7 +10,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import numpy as np
 from coremltools import target as Target
@@ -20,13 +20,10 @@ from coremltools.converters.mil.mil import Function, Program, types
 from snapgen_pl.export.mil import layout
 from snapgen_pl.export.mil.graph import Array, Node, OnnxGraph, TensorType
 from snapgen_pl.export.mil.layout import Value, Var
-from snapgen_pl.export.options import Options
+from snapgen_pl.export.options import ISLAND_INPUT, Options
 
 Operand = Value | Array
 
-# The timestep stays in float32, and so does what is computed of it alone up to its first product with weights: in
-# float16 its sinusoid would be off by 0.3 at t = 1.
-ISLAND_INPUT = "timestep"
 LEAST_HALF = 2.0**-14  # the smallest normal number of float16; smaller ones may be taken for 0
 
 
@@ -214,7 +211,11 @@ def lower(graph: OnnxGraph, options: Options) -> Lowered:
         function.set_outputs([_output(lowering, wanted) for wanted in graph.outputs])
         program.add_function("main", function)
     made = {name: lowering.values[name] for node in graph.nodes for name in node.outputs}
-    places = {name: Place(value.var.name, value.shape, value.order) for name, value in made.items() if _lies(value)}
+    places = {
+        name: Place(value.var.name, value.shape, value.order)
+        for name, value in made.items()
+        if isinstance(value, Value)
+    }
     return Lowered(program, places)
 
 
@@ -243,10 +244,6 @@ def _output(lowering: Lowering, wanted: TensorType) -> Var:
     var = layout.as_onnx(lowering.emit, value)
     # An identity, for the name that the graph gives it.
     return mb.identity(x=var, name=wanted.name)
-
-
-def _lies(operand: Operand) -> TypeGuard[Value]:
-    return isinstance(operand, Value)
 
 
 def _placeholder(given: TensorType, options: Options) -> Any:
