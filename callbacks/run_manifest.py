@@ -34,7 +34,8 @@ class RunManifest(L.Callback):
     """Keeps ``manifest.json`` in the run's folder: one entry a start in ``starts``, so resumes are told apart.
 
     Each start holds time, command, step, seed, git commit of the code and whether it was changed since, versions,
-    hardware, parameters, the data's fingerprint and classes, and the teacher's identity where there is one. A resumed
+    hardware, parameters, the data's fingerprint and classes, the teacher's identity where there is one, and the run
+    whose weights it began with. A resumed
     run must have the classes that it started with, since labels index them; other data of the same classes, or another
     teacher, are warned of. A run begun anew in a used folder begins a new manifest.
     """
@@ -72,6 +73,7 @@ def _describe(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any
         "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
         "data": _data(trainer),
         "teacher": _teacher(pl_module),
+        "init_from": getattr(pl_module, "began_from", None),
     }
 
 

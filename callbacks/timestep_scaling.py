@@ -1,25 +1,17 @@
-"""Trains a module under timestep-aware scaling, and shows what it does at which time."""
+"""Trains a module under timestep-aware scaling."""
 
 import lightning as L
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from callbacks.sampling import logged_step
-from callbacks.step_output import step_terms
-from callbacks.step_watch import StepWatch
 from snapgen_pl.distill import timestep_scaling
 from snapgen_pl.distill.loss_terms import CombinesLosses, LossCombiner
-from snapgen_pl.metrics.binned_mean import BinnedMean
-
-BINS = 10
 
 
 class TimestepAwareScaling(L.Callback):
     """Puts :class:`~snapgen_pl.distill.timestep_scaling.TimestepAwareScaling` where the module combines its losses.
 
-    Its running means, if it has any, go into the checkpoint. Its logs are the module's to log. Beside them stand the
-    raw means of the terms in ten bins of t as ``train_by_t/<term>/0.3``, over all samples of all processes since the
-    last logged step (``log_every_n_steps``), for S itself has the value of the task's loss whatever it does.
+    Its running means, if it has any, go into the checkpoint. Its logs are the module's to log;
+    :class:`~callbacks.losses_by_time.LossesByTime` shows the terms by time.
 
     Args:
         lambda_max: lambda is at most this, in [0, 1].
@@ -32,8 +24,6 @@ class TimestepAwareScaling(L.Callback):
     ) -> None:
         self._scaling = timestep_scaling.TimestepAwareScaling(lambda_max, ratio_max, ratio)
         self._replaced: LossCombiner | None = None
-        self._by_t: dict[str, BinnedMean] = {}
-        self._watch = StepWatch()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The scaling's running means."""
@@ -63,38 +53,6 @@ class TimestepAwareScaling(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Puts back what was there: Lightning leaves teardown out."""
         self.teardown(trainer, pl_module, "fit")
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begins to count."""
-        self._by_t = {name: BinnedMean(BINS).to(pl_module.device) for name in _combining(pl_module).loss_roles}
-        self._watch.start(trainer)
-
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: STEP_OUTPUT,
-        batch: object,
-        batch_idx: int,
-    ) -> None:
-        """Adds a batch, on its device; logs at the steps that are logged, once the optimizer stepped.
-
-        Raises:
-            ValueError: where the training step returns no terms.
-        """
-        terms, _ = step_terms(outputs, self, pl_module)
-        for term in terms.terms:
-            self._by_t[term.name].update(terms.t_B, term.value_B)
-        if self._watch.new_steps(trainer) and trainer._logger_connector.should_update_logs:
-            self._log(trainer)
-
-    def _log(self, trainer: L.Trainer) -> None:
-        # Not by self.log, which would repeat the last value of a bin that has met no sample since.
-        for name, means in self._by_t.items():
-            values = {tag: mean.item() for tag, mean in means.tagged(f"train_by_t/{name}").items()}
-            for logger in trainer.loggers:
-                logger.log_metrics(values, step=logged_step(trainer))
-            means.reset()
 
 
 def _combining(pl_module: L.LightningModule) -> CombinesLosses:

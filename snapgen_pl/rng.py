@@ -29,6 +29,9 @@ class Stream(IntEnum):
     POSTERIOR = 6
     CROP = 7
     ORDER = 8
+    RENOISE_TIME = 9
+    RENOISE_REAL = 10
+    RENOISE_FAKE = 11
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Stage two at its smallest: the real module, and a run of stage one as its teacher. Also a script: see `main`."""
+"""Stages two and three at their smallest: the real modules, and a run of stage one as teacher. Also a script."""
 
 import argparse
 import sys
@@ -16,8 +16,10 @@ from snapgen_pl.conditioning.class_tokens import ClassTokens
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.distill.feature_loss import FeaturePair
 from snapgen_pl.flow.guidance import Guidance
+from snapgen_pl.models.discriminator import Discriminator, HeadInput
 from snapgen_pl.models.unet import Block, Stage, UNet
 from snapgen_pl.modules.distill import Distill
+from snapgen_pl.modules.step_distill import StepDistill
 from snapgen_pl.teachers.run import RunTeacher
 from tests import pretrain_run, tiny_run
 
@@ -99,9 +101,15 @@ def build(kind: type[D], run: Path, dropout: float = 0.5, **options: Any) -> D:
         autoencoder=PatchPCA(patch=4, channels=4),
         teacher=options.pop("teacher", None) or RunTeacher(str(run), guidance=Guidance(2.0)),
         image_size=pretrain_run.SIDE,
-        warmup_images=40,
-        **({"features": PAIRS} | options),
+        **({"features": PAIRS, "warmup_images": 40} | options),
     )
+
+
+def step_distill(run: Path, dropout: float = 0.5, **options: Any) -> StepDistill:
+    """The same as a few-step generator of four steps, before a discriminator on two of the teacher's features."""
+    inputs = [HeadInput("down.0", 32), HeadInput("up.1", 32)]
+    options = {"discriminator": Discriminator(inputs, summary_dim=16, width=32), "features": ()} | options
+    return build(StepDistill, run, dropout, **options)
 
 
 def train(
@@ -122,24 +130,25 @@ def train(
 
 
 def main() -> None:
-    """Trains on two processes, under DDP or sharded."""
+    """Trains on two processes, under DDP or sharded, one stage or the other."""
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("images", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--sharded", action="store_true")
+    parser.add_argument("--adversarial", action="store_true")
     arguments = parser.parse_args()
     from snapgen_pl.fsdp import FSDP2
 
-    strategy = FSDP2(process_group_backend="gloo") if arguments.sharded else "ddp"
+    replicated = "ddp_find_unused_parameters_true" if arguments.adversarial else "ddp"
     train(
-        distill(arguments.run),
+        (step_distill if arguments.adversarial else distill)(arguments.run),
         arguments.images,
         arguments.folder,
         arguments.steps,
         devices=2,
-        strategy=strategy,
+        strategy=FSDP2(process_group_backend="gloo") if arguments.sharded else replicated,
         callbacks=[TimestepAwareScaling()],
     )
 

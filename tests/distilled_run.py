@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from callbacks.losses_by_time import LossesByTime
 from callbacks.tensorboard import RunLogger
 from callbacks.timestep_scaling import TimestepAwareScaling
 from snapgen_pl.conditioning.condition import Condition
@@ -43,12 +45,27 @@ class Distilled(Pretrain):
         return LossTerms(path.t_B, (task, LossTerm("kd", "kd", velocity_error(velocity, target))))
 
 
+class Observer(L.Callback):
+    """Keeps what combined the losses, and each batch's terms and loss."""
+
+    def __init__(self) -> None:
+        self.combine: object = None
+        self.terms: list[LossTerms] = []
+        self.losses: list[float] = []
+        self.module: Any = None
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, *_: object) -> None:
+        self.module, self.combine = pl_module, pl_module.combine
+        self.terms.append(outputs["terms"])
+        self.losses.append(outputs["loss"].item())
+
+
 def train(
     images: Path, folder: Path, steps: int, scaling: TimestepAwareScaling, callbacks: tuple[Any, ...] = (), **more: Any
 ) -> dict[str, Any]:
     """Trains (further), logging every second step, and returns the last checkpoint."""
     logger = RunLogger(str(folder), name="", version="", default_hp_metric=False)
-    options = {"callbacks": [scaling, *callbacks], "logger": logger, "log_every_n_steps": 2} | more
+    options = {"callbacks": [scaling, LossesByTime(), *callbacks], "logger": logger, "log_every_n_steps": 2} | more
     return pretrain_run.train(images, folder, steps, kind=Distilled, **options)
 
 

@@ -44,8 +44,8 @@ def pretrain(kind: type[Pretrain] = Pretrain) -> Pretrain:
     return kind(unet, ClassTokens(2, context_dim=32, dropout=0.5), autoencoder, SIDE, warmup_images=40)
 
 
-def image_data(images: Path, workers: int = 0) -> ImageData:
-    return ImageData(ImageFolder(str(images)), image_size=SIDE, batch_size=BATCH, flip=True, workers=workers)
+def image_data(images: Path, workers: int = 0, batch_size: int = BATCH) -> ImageData:
+    return ImageData(ImageFolder(str(images)), image_size=SIDE, batch_size=batch_size, flip=True, workers=workers)
 
 
 def train(

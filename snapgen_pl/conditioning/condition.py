@@ -66,6 +66,22 @@ def first(condition: Condition) -> Condition:
     return Texts(condition.captions[:1], states, None if condition.kept_BE is None else condition.kept_BE[:1])
 
 
+def rolled(condition: Condition) -> Condition:
+    """Each sample with the condition of the one before it, the first with the last's."""
+    if isinstance(condition, Tensor):
+        return condition.roll(1, 0)
+    states = {
+        name: TextStates(
+            state.tokens_BSD.roll(1, 0),
+            None if state.mask_BS is None else state.mask_BS.roll(1, 0),
+            None if state.pooled_BP is None else state.pooled_BP.roll(1, 0),
+        )
+        for name, state in condition.states.items()
+    }
+    kept_BE = None if condition.kept_BE is None else condition.kept_BE.roll(1, 0)
+    return Texts(condition.captions[-1:] + condition.captions[:-1], states, kept_BE)
+
+
 def labels(condition: Condition) -> Tensor:
     """The condition as labels.
 

@@ -36,6 +36,10 @@ class LossTerms(NamedTuple):
     t_B: Tensor
     terms: tuple[LossTerm, ...]
 
+    def detached(self) -> "LossTerms":
+        """The same values without gradients."""
+        return LossTerms(self.t_B, tuple(term._replace(value_B=term.value_B.detach()) for term in self.terms))
+
 
 class CombinedLoss(NamedTuple):
     """What a combiner returns.

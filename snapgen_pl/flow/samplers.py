@@ -107,6 +107,19 @@ class Heun(Sampler):
 
 
 @dataclass(frozen=True)
+class Renoising(Sampler):
+    """Guess the data, and noise the guess anew to the next time: (1 - t') data + t' noise, with fresh noise a step.
+
+    What a few-step generator was trained to see, for its guess stands at x_t whatever the noise that led there
+    (Song et al., 2023, "multistep consistency sampling"). The last guess is the sample.
+    """
+
+    def _step(self, velocity: VelocityFn, x: Tensor, t: float, t_next: float, draw: Callable[[], Tensor]) -> Tensor:
+        data = x - t * velocity(x, t)  # The data end of the line, as in path.data_from_velocity.
+        return data if t_next == 0 else (1 - t_next) * data + t_next * draw()
+
+
+@dataclass(frozen=True)
 class SDE(Sampler):
     """SiT's stochastic sampler (Ma et al., 2024): the reverse SDE with diffusion w_t = t, Euler-Maruyama.
 

@@ -7,6 +7,7 @@ Densities map uniform numbers to times instead of drawing by themselves: the num
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -36,8 +37,16 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} is {value}; it must be a finite number above 0")
 
 
+class TimestepDistribution(ABC):
+    """Which times a network is trained at, and how often."""
+
+    @abstractmethod
+    def sample(self, uniform_B: Tensor) -> Tensor:
+        """Times (B,) by the inverse of the distribution function, from uniform numbers (B,) in [0, 1)."""
+
+
 @dataclass(frozen=True)
-class TimestepDensity(ABC):
+class TimestepDensity(TimestepDistribution):
     """A probability density of training times.
 
     Args:
@@ -67,6 +76,37 @@ class TimestepDensity(ABC):
     @abstractmethod
     def _pdf(self, t: Tensor) -> Tensor:
         """The unshifted density, for t in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class TimestepGrid(TimestepDistribution):
+    """The few times at which a sampler asks its network, each as often as the others.
+
+    Args:
+        times: those of a :class:`~snapgen_pl.flow.samplers.Sampler`: falling, 0 last, where nothing is asked any more.
+    """
+
+    times: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.times) < 2 or sorted(self.times, reverse=True) != list(self.times) or self.times[-1] != 0:
+            raise ValueError(f"times are {self.times}; they must fall from a sampler's first time to 0")
+
+    def sample(self, uniform_B: Tensor) -> Tensor:
+        """See TimestepDistribution; 0 is never drawn."""
+        steps = len(self.times) - 1
+        return _table(self.times, uniform_B.device)[(uniform_B * steps).long().clamp(max=steps - 1)]
+
+    def next(self, t_B: Tensor) -> Tensor:
+        """The time (B,) that follows each of the grid's own on the way to 0."""
+        rising = _table(self.times[::-1], t_B.device)
+        return rising[torch.searchsorted(rising, t_B) - 1]
+
+
+@lru_cache(maxsize=8)
+def _table(times: tuple[float, ...], device: torch.device) -> Tensor:
+    # Sent to the device once: a copy each step would have to be waited for.
+    return torch.tensor(times, dtype=torch.float32, device=device)
 
 
 @dataclass(frozen=True)

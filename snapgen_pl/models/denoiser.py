@@ -24,6 +24,15 @@ class Conditioning(NamedTuple):
     mask_BS: Tensor | None = None
     pooled_BP: Tensor | None = None
 
+    def summary(self) -> Tensor:
+        """All of it as one vector a sample: the pooled one, or the mean of the tokens that may be attended to."""
+        if self.pooled_BP is not None:
+            return self.pooled_BP
+        if self.mask_BS is None:
+            return self.tokens_BSD.mean(dim=1)
+        kept_BS1 = self.mask_BS[..., None].to(self.tokens_BSD.dtype)
+        return (self.tokens_BSD * kept_BS1).sum(dim=1) / kept_BS1.sum(dim=1)
+
 
 class PreparedConditioning(NamedTuple):
     """The part of a forward pass that depends on neither x nor t; a sampler pays it once a prompt.

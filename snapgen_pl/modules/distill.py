@@ -12,12 +12,12 @@ from snapgen_pl.config_files import Value, as_value
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.source import Batch, LatentSet, Taught
 from snapgen_pl.distill.feature_loss import FeatureLoss, FeaturePair
-from snapgen_pl.distill.loss_terms import LossTerm, LossTerms, Role
+from snapgen_pl.distill.loss_terms import LossTerm, Role
 from snapgen_pl.distill.velocity_error import velocity_error
 from snapgen_pl.flow.path import PathSample
-from snapgen_pl.models.denoiser import Denoiser
+from snapgen_pl.models.denoiser import Denoiser, DenoiserOutput
 from snapgen_pl.modules.frozen import make_ready
-from snapgen_pl.modules.pretrain import Pretrain, task_term
+from snapgen_pl.modules.pretrain import Pretrain
 from snapgen_pl.teachers.teacher import Teacher
 
 
@@ -40,6 +40,7 @@ class Distill(Pretrain):
         features: which features learn from which of the teacher's; their projections are trained along.
         output_weight: of L_kd, at least 0.
         feature_weight: of L_featkd, likewise.
+        task_weight: of L_task, likewise.
         **pretrain: as in Pretrain.
 
     Raises:
@@ -61,29 +62,35 @@ class Distill(Pretrain):
         features: Sequence[FeaturePair] = (),
         output_weight: float = 1.0,
         feature_weight: float = 1.0,
+        task_weight: float = 1.0,
         **pretrain: Any,
     ) -> None:
         super().__init__(denoiser, conditioner, autoencoder, **pretrain)
-        if min(output_weight, feature_weight) < 0:
-            raise ValueError(f"output_weight is {output_weight}, feature_weight {feature_weight}; both must be >= 0")
+        if min(output_weight, feature_weight, task_weight) < 0:
+            raise ValueError(
+                f"output_weight is {output_weight}, feature_weight {feature_weight}, task_weight {task_weight}; all "
+                "must be >= 0"
+            )
         self.teacher = teacher
         self._asks = True
         self.feature_loss = FeatureLoss(features) if features else None
-        self._weights: dict[Role, float] = {"kd": output_weight}
+        self._weights: dict[Role, float] = {"task": task_weight, "kd": output_weight}
         if self.feature_loss is not None:
             self._weights["feature"] = feature_weight
             self.feature_loss.requires_grad_(feature_weight > 0)  # DDP waits for every weight that needs a gradient
+        if not self.loss_roles:
+            raise ValueError("task_weight, output_weight and feature_weight are all 0; nothing would be learned")
         _check_teacher(teacher, denoiser, self.feature_loss)
 
     @property
     def loss_roles(self) -> Mapping[str, Role]:  # type: ignore[override]  # here it depends on the weights
         """By name, the role of every term that is trained on."""
-        return {"task": "task", **{role: role for role, weight in self._weights.items() if weight}}
+        return {role: role for role, weight in self._weights.items() if weight}
 
     @property
     def validated(self) -> Collection[str]:
         """The names of all terms, those of weight 0 too."""
-        return ("task", *self._weights)
+        return tuple(self._weights)
 
     def encoders(self) -> Mapping[str, str]:
         """The student's and the teacher's; those of one name are one.
@@ -130,26 +137,34 @@ class Distill(Pretrain):
         """Also the features' projections."""
         return [*super().trained(), *([] if self.feature_loss is None else [self.feature_loss])]
 
-    def loss_terms(self, batch: Batch, path: PathSample, condition: Condition) -> LossTerms:
+    @property
+    def counted(self) -> dict[Role, float]:
+        """The weights of the terms that are taken now: in training, of those that have any."""
+        return {role: weight for role, weight in self._weights.items() if weight or not self.training}
+
+    @property
+    def asked_features(self) -> tuple[str, ...]:
+        """The student's features that are compared."""
+        return () if self.feature_loss is None or "feature" not in self.counted else self.feature_loss.student_features
+
+    def terms(self, output: DenoiserOutput, batch: Batch, path: PathSample, condition: Condition) -> list[LossTerm]:
         """L_task, L_kd and L_featkd per sample, in fp32."""
-        weights = {role: weight for role, weight in self._weights.items() if weight or not self.training}
-        if not weights:
-            return super().loss_terms(batch, path, condition)
+        weights = self.counted
+        terms = [term._replace(weight=weights["task"]) for term in super().terms(output, batch, path, condition)
+                 if "task" in weights]  # fmt: skip
+        if not weights.keys() & {"kd", "feature"}:
+            return terms
         features = self.feature_loss if "feature" in weights else None
-        output = self.denoiser(
-            path.x_BCHW, path.t_B, self.conditioner(condition), features.student_features if features else ()
-        )
         taught = batch.taught
         if taught is None:
             taught = self.ask(batch, path, condition, features.teacher_features if features else ())
-        terms = [task_term(output, path)]
         if "kd" in weights:
             error_B = velocity_error(output.velocity_BCHW, taught.velocity_BCHW.float())
             terms.append(LossTerm("kd", "kd", error_B, weights["kd"]))
         if features is not None:
             error_B = features(output.features, [taught.features[name] for name in features.teacher_features])
             terms.append(LossTerm("feature", "feature", error_B, weights["feature"]))
-        return LossTerms(path.t_B, tuple(terms))
+        return terms
 
     def ask(self, batch: Batch, path: PathSample, condition: Condition, features: tuple[str, ...]) -> Taught:
         """What the teacher says of a batch.

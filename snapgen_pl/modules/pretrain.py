@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, TypedDict
 import lightning as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -16,6 +17,7 @@ from snapgen_pl import rng
 from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
 from snapgen_pl.conditioning.condition import Condition
 from snapgen_pl.conditioning.conditioner import Conditioner
+from snapgen_pl.config_files import Value
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.requests import Request
 from snapgen_pl.data.source import Batch, ImageBatch, LatentBatch
@@ -26,7 +28,7 @@ from snapgen_pl.flow.guidance import Guidance, guided_velocity
 from snapgen_pl.flow.noise import initial_noise, step_noise
 from snapgen_pl.flow.path import PathSample, sample_path
 from snapgen_pl.flow.samplers import Euler, Sampler
-from snapgen_pl.flow.timesteps import LogitNormal, TimestepDensity
+from snapgen_pl.flow.timesteps import LogitNormal, TimestepDistribution
 from snapgen_pl.fsdp import match_layouts, shard, whole
 from snapgen_pl.images import from_uint8, to_uint8
 from snapgen_pl.metrics.binned_mean import BinnedMean
@@ -36,6 +38,7 @@ from snapgen_pl.models.denoiser import Denoiser, DenoiserOutput
 from snapgen_pl.models.preconditioned import preconditioned
 from snapgen_pl.modules.frozen import Frozen, make_ready
 from snapgen_pl.rng import Stream
+from snapgen_pl.trained_run import TrainedRun, open_run
 
 VALIDATION_SEED = 0  # not the run's: validation losses compare across runs
 VALIDATION_BINS = 10
@@ -70,10 +73,13 @@ class Pretrain(L.LightningModule):
         guidance: guides the sampler.
         compile: compiles the denoiser with torch.compile.
         seed: seeds timesteps, noise and the dropping of conditions.
+        init_from: folder of a run whose averaged weights denoiser and conditioner begin with; the stages follow one
+            another so. A resumed run's checkpoint takes their place; give null where that run is gone.
 
     Attributes:
         origin: of the weights, for records.
         loss_roles: by name, the role of every term of the loss.
+        began_from: which weights ``init_from`` came to, once they were taken.
         takes_teacher_outputs: whether what a teacher said before is of use to it.
 
     Raises:
@@ -91,7 +97,7 @@ class Pretrain(L.LightningModule):
         autoencoder: Autoencoder,
         image_size: int = 256,
         sigma_data: float | None = None,
-        timesteps: TimestepDensity = LogitNormal(),  # noqa: B008 (frozen)
+        timesteps: TimestepDistribution = LogitNormal(),  # noqa: B008 (frozen)
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = lambda parameters: AdamW(
             parameters, lr=1e-4, weight_decay=0.0
         ),
@@ -101,6 +107,7 @@ class Pretrain(L.LightningModule):
         guidance: Guidance = Guidance(),  # noqa: B008 (frozen)
         compile: bool = False,  # noqa: A002 (torch's word for it)
         seed: int = 0,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         _check_fit(denoiser, conditioner, autoencoder, image_size)
@@ -112,7 +119,8 @@ class Pretrain(L.LightningModule):
         if decay_images is not None and decay_images <= warmup_images:
             raise ValueError(f"decay_images is {decay_images}; it must come after warmup_images, {warmup_images}")
         self.make_optimizer, self.warmup_images, self.decay_images = optimizer, warmup_images, decay_images
-        self.seed = seed
+        self.seed, self.init_from = seed, init_from
+        self.began_from: dict[str, Value] | None = None
         self.combine: LossCombiner = WeightedSum()
         self.images_seen = 0
         self.macs_per_image = count(denoiser, self.latent_shape[-1], conditioner.tokens).macs
@@ -183,12 +191,15 @@ class Pretrain(L.LightningModule):
             )
         if data.taught is not None and not self.takes_teacher_outputs:
             raise ValueError(
-                f"data.teacher_outputs are given, but {type(self).__name__} has no teacher; leave them out, or distil"
+                f"data.teacher_outputs are given, but {type(self).__name__} has no use for them; leave them out, or "
+                "train a Distill"
             )
         images = (batch.image_BCHW for batch in data.training_images(256))
         make_ready(self.trainer, lambda folder: self.ready(folder, images, data.classes))
         data.check_autoencoder(self.autoencoder.identity())
         data.check_encoders(self.encoders())
+        if stage == "fit" and self.init_from is not None:  # a checkpoint, where there is one, comes after
+            rank_zero_info(self._begin_from(open_run(self.init_from)))
         self.autoencoder.to(self.device)
         self._validation_losses = {name: BinnedMean(VALIDATION_BINS).to(self.device) for name in self.validated}
         # Tables of conditioners are the same on all processes; DDP would send them round before every step.
@@ -237,8 +248,7 @@ class Pretrain(L.LightningModule):
         self.log("train/loss", combined.loss, prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in combined.logs.items()})
         self.images_seen += len(position_B) * self.trainer.world_size
-        detached = tuple(term._replace(value_B=term.value_B.detach()) for term in terms.terms)
-        return {"loss": combined.loss, "terms": LossTerms(terms.t_B, detached), "position_B": position_B}
+        return {"loss": combined.loss, "terms": terms.detached(), "position_B": position_B}
 
     def training_sample(self, batch: Batch) -> tuple[PathSample, Condition]:
         """A batch at drawn times under drawn noise, and what is left of what it is asked for with."""
@@ -251,16 +261,32 @@ class Pretrain(L.LightningModule):
         t_B = (batch.position_B * GOLDEN_RATIO % 1).float()
         return self._path(batch, t_B, VALIDATION_SEED), batch.condition
 
+    @property
+    def asked_features(self) -> tuple[str, ...]:
+        """The features that terms are taken of, besides the velocity."""
+        return ()
+
     def loss_terms(self, batch: Batch, path: PathSample, condition: Condition) -> LossTerms:
-        """The terms of the loss, per sample, in fp32: L_task alone.
+        """The terms of the loss, per sample, in fp32.
 
         Args:
             batch: as it came.
             path: of its latents.
             condition: what is left of the batch's.
         """
-        output: DenoiserOutput = self.denoiser(path.x_BCHW, path.t_B, self.conditioner(condition))
-        return LossTerms(path.t_B, (task_term(output, path),))
+        output: DenoiserOutput = self.denoiser(path.x_BCHW, path.t_B, self.conditioner(condition), self.asked_features)
+        return LossTerms(path.t_B, tuple(self.terms(output, batch, path, condition)))
+
+    def terms(self, output: DenoiserOutput, batch: Batch, path: PathSample, condition: Condition) -> list[LossTerm]:
+        """What the denoiser's output is worth: L_task = mean over C, H, W of (v_theta(x_t, t) - (noise - data))^2.
+
+        Args:
+            output: with ``asked_features``.
+            batch: as it came.
+            path: of its latents.
+            condition: what is left of the batch's.
+        """
+        return [LossTerm("task", "task", velocity_error(output.velocity_BCHW, path.velocity_BCHW))]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The raw terms on pinned noise, and on pinned times that fill [0, 1] evenly."""
@@ -328,6 +354,24 @@ class Pretrain(L.LightningModule):
             return batch.image_BCHW
         return self._decoded(batch.posterior.mean_BCHW.to(self.device).float())
 
+    def _begin_from(self, run: TrainedRun) -> str:
+        """Takes a run's averaged weights, and says so.
+
+        Raises:
+            ValueError: where the run's networks are not these.
+        """
+        parts = nn.ModuleDict({"denoiser": self.denoiser, "conditioner": self.conditioner})
+        weights = {name: weight for name, weight in run.weights().items() if name.split(".")[0] in parts}
+        try:
+            parts.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(
+                f"init_from {self.init_from}: its networks are not those of this run; declare denoiser, conditioner "
+                f"and sigma_data as {run.folder / 'config.yaml'} does. {error}"
+            ) from error
+        self.began_from = run.facts()
+        return f"weights begin with the averaged ones of {run.checkpoint}"
+
     def _decoded(self, raw_BCHW: Tensor) -> Tensor:
         # The autoencoder has a precision of its own, whatever the network runs in.
         with torch.autocast(self.device.type, enabled=False):
@@ -350,11 +394,6 @@ class Pretrain(L.LightningModule):
         if not isinstance(data, ImageData):
             raise ValueError(f"Pretrain needs an ImageData as its data, not {type(data).__name__}")
         return data
-
-
-def task_term(output: DenoiserOutput, path: PathSample) -> LossTerm:
-    """L_task = mean over C, H, W of (v_theta(x_t, t) - (noise - data))^2."""
-    return LossTerm("task", "task", velocity_error(output.velocity_BCHW, path.velocity_BCHW))
 
 
 def rate(images_seen: int, warmup_images: int, decay_images: int | None) -> float:

@@ -15,7 +15,7 @@ from snapgen_pl.whole_files import write_json
 # Of how samples are drawn, besides all of how they are measured.
 _ALIKE = ("sampler", "guidance", "precision", "decoder")
 # Whatever else a callback is called, it may change what is trained.
-_ONLY_LOOKS = ("callbacks.sample_grid.", "callbacks.sample_metrics.")
+_ONLY_LOOKS = ("callbacks.losses_by_time.", "callbacks.sample_grid.", "callbacks.sample_metrics.")
 
 
 class RowRecord(NamedTuple):

@@ -1,10 +1,11 @@
 """The contract of teachers: a frozen network with the conditioner and the guidance that it is asked with."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +16,18 @@ from snapgen_pl.conditioning.conditioner import Conditioner
 from snapgen_pl.flow.guidance import Guidance, concatenate, repeated, replace_rows
 from snapgen_pl.metrics.sample_metric import Facts
 from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
+
+
+class Observed(NamedTuple):
+    """What a frozen network sees in noisy latents.
+
+    Attributes:
+        features: (B, C, H, W) each, as asked for.
+        summary_BD: fp32, the condition as one vector of width ``summary_dim``; zeros where nothing was asked for.
+    """
+
+    features: tuple[Tensor, ...]
+    summary_BD: Tensor
 
 
 class Teacher(ABC):
@@ -67,6 +80,11 @@ class Teacher(ABC):
     def feature_strides(self) -> Mapping[str, int]:
         """By the same names, latent positions that a feature's position covers along one side."""
         return self._denoiser.feature_strides
+
+    @property
+    def summary_dim(self) -> int:
+        """Width of a condition as one vector: the pooled one, where there is one, or the tokens'."""
+        return self._denoiser.pooled_dim or self._denoiser.context_dim
 
     @property
     def takes(self) -> Literal["label", "caption"]:
@@ -179,8 +197,7 @@ class Teacher(ABC):
         Raises:
             ValueError: before :meth:`ready`, or for an unknown feature.
         """
-        if not self._has_weights:
-            raise ValueError(f"{type(self).__name__} has no weights yet; call ready() first")
+        self._check_weights()
         # Inference mode off: FSDP would keep buffers made in a validation, and a training could not use them.
         with torch.inference_mode(False), torch.no_grad(), self._precision(x_BCHW.device):
             unconditional = self._unconditional(condition, len(x_BCHW))
@@ -195,6 +212,48 @@ class Teacher(ABC):
             return DenoiserOutput(
                 self.guidance.combine_at(t_B, *velocities), tuple(feature.chunk(2)[0] for feature in output.features)
             )
+
+    def observe(
+        self,
+        latents: Sequence[Tensor],
+        t_B: Tensor,
+        condition: Condition,
+        nothing_B: Tensor,
+        features: tuple[str, ...],
+    ) -> list[Observed]:
+        """What the network sees in noisy latents: features on the way to v_c. Gradients reach the latents alone.
+
+        Args:
+            latents: one or more x_BCHW, seen in one forward.
+            t_B: times in [0, 1], of each of them.
+            condition: what the samples are asked for with, before anything was dropped.
+            nothing_B: bool, True where nothing is asked for.
+            features: names out of ``feature_channels``.
+
+        Returns:
+            One for each of ``latents``.
+
+        Raises:
+            ValueError: before :meth:`ready`, or for an unknown feature.
+        """
+        self._check_weights()
+        times = len(latents)
+        with torch.inference_mode(False), self._precision(t_B.device):
+            with torch.no_grad():
+                conditioning = self._conditioner(condition)
+                unconditional = self._unconditional(condition, len(t_B))
+                conditional = replace_rows(self._prepared(conditioning), unconditional, nothing_B)
+                summary_BD = conditioning.summary().float().masked_fill(nothing_B[:, None], 0.0)
+            prepared = reduce(concatenate, [conditional] * times)
+            output: DenoiserOutput = self._denoiser(
+                torch.cat(list(latents)).to(self._dtype), t_B.repeat(times), prepared, features
+            )
+        by_feature = [feature.chunk(times) for feature in output.features]
+        return [Observed(seen, summary_BD) for seen in zip(*by_feature, strict=True)]
+
+    def _check_weights(self) -> None:
+        if not self._has_weights:
+            raise ValueError(f"{type(self).__name__} has no weights yet; call ready() first")
 
     def _unconditional(self, condition: Condition, count: int) -> PreparedConditioning:
         """What nothing asked for comes to: made once, for everything here is frozen."""

@@ -1,6 +1,4 @@
-import math
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import pytest
@@ -12,25 +10,10 @@ from snapgen_pl.checkpoints import LAST
 from snapgen_pl.distill import timestep_scaling
 from snapgen_pl.distill.loss_terms import LossTerms, WeightedSum
 from tests import distilled_run, pretrain_run, tiny_run
-from tests.distilled_run import Distilled
+from tests.distilled_run import Distilled, Observer
 from tests.test_resume import in_own_process
 
 STEPS = 4
-
-
-class Observer(L.Callback):
-    """Keeps what combined the losses, and each batch's terms and loss."""
-
-    def __init__(self) -> None:
-        self.combine: object = None
-        self.terms: list[LossTerms] = []
-        self.losses: list[float] = []
-        self.module: Any = None
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, *_: object) -> None:
-        self.module, self.combine = pl_module, pl_module.combine
-        self.terms.append(outputs["terms"])
-        self.losses.append(outputs["loss"].item())
 
 
 @pytest.fixture(scope="module")
@@ -42,36 +25,12 @@ def mean(batches: list[LossTerms], term: int) -> float:
     return torch.cat([batch.terms[term].value_B for batch in batches]).mean().item()
 
 
-def mean_by_t(batches: list[LossTerms], term: int, bin_of_ten: int) -> float:
-    t_B = torch.cat([batch.t_B for batch in batches])
-    value_B = torch.cat([batch.terms[term].value_B for batch in batches])
-    return value_B[(t_B >= bin_of_ten / 10) & (t_B < (bin_of_ten + 1) / 10)].mean().item()
-
-
 def test_it_combines_the_losses_of_a_run_and_of_no_other(images: Path, tmp_path: Path) -> None:
     observer = Observer()
     distilled_run.train(images, tmp_path, STEPS, TimestepAwareScaling(ratio_max=1e6), (observer,))
     assert isinstance(observer.combine, timestep_scaling.TimestepAwareScaling)
     assert observer.losses == pytest.approx([mean([batch], 0) for batch in observer.terms], rel=1e-5)
     assert isinstance(observer.module.combine, WeightedSum)
-
-
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_raw_terms_are_logged_by_time_over_all_samples_since_the_last_time(
-    images: Path, tmp_path: Path, accumulate: int
-) -> None:
-    observer = Observer()
-    distilled_run.train(images, tmp_path, STEPS, TimestepAwareScaling(), (observer,), accumulate=accumulate)
-    scalars = distilled_run.scalars(tmp_path)
-    interval = 2 * accumulate
-    assert len(observer.terms) == 2 * interval
-    for step, batches in ((1, observer.terms[:interval]), (3, observer.terms[interval:])):
-        for index, name in enumerate(("task", "kd")):
-            tags = {i: f"train_by_t/{name}/{i / 10:.1f}" for i in range(10)}
-            logged = {tag: scalars[tag][step] for tag in tags.values() if step in scalars.get(tag, {})}
-            # Nothing for a bin without samples, though the step before may have had some there.
-            expected = {tag: mean_by_t(batches, index, i) for i, tag in tags.items()}
-            assert logged == pytest.approx({tag: value for tag, value in expected.items() if not math.isnan(value)})
 
 
 def test_the_modules_logs_tell_of_the_scaling(images: Path, tmp_path: Path) -> None:

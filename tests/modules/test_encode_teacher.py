@@ -173,7 +173,7 @@ def test_a_divided_teacher_is_not_asked_by_several_processes(
 
 def test_outputs_are_of_no_use_without_a_teacher(images: Path, outputs: Path, tmp_path: Path) -> None:
     trainer = tiny_run.trainer_for(tmp_path, 1)
-    with pytest.raises(ValueError, match=r"data\.teacher_outputs are given, but Pretrain has no teacher"):
+    with pytest.raises(ValueError, match=r"data\.teacher_outputs are given, but Pretrain has no use for them"):
         trainer.fit(pretrain_run.pretrain(), datamodule=image_data(images, teacher_outputs=str(outputs)))
 
 
