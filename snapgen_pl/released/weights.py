@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeGuard
+from zipfile import is_zipfile
 
 import torch
 from safetensors.torch import load_file
@@ -19,12 +20,12 @@ def read_weights(path: str, inside: str) -> dict[str, Tensor]:
         inside: the key that the tensors lie under, where the file holds more than them.
 
     Raises:
-        ValueError: where there is no such file, or it holds anything but tensors.
+        ValueError: where there is no such file, or it is damaged or holds anything but tensors.
     """
     file = Path(path).expanduser()
     if not file.is_file():
         raise ValueError(f"there is no file {path}; give the released checkpoint, downloaded")
-    content: object = load_file(file) if file.suffix == ".safetensors" else _loaded(file)
+    content = _loaded(file)
     if isinstance(content, dict) and isinstance(content.get(inside), dict):
         content = content[inside]
     if not _is_tensors(content):
@@ -74,10 +75,12 @@ def fill(
 
 def _loaded(file: Path) -> object:
     try:
-        # mmap: what is not used is not read.
-        content: object = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        # mmap: what is not used is not read. Files older than torch 1.6 are no archives, and cannot be mapped.
+        content: object = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
     except Exception as error:  # unpicklers, archives and maps each have errors of their own
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{file} cannot be read as tensors alone ({reason}); if you trust it, load it where it came from, write "
             "its tensors by safetensors.torch.save_file, and give that file"
