@@ -42,6 +42,8 @@ class FSDP2(ModelParallelStrategy):
 def shard(denoiser: Denoiser, others: Iterable[nn.Module], mesh: DeviceMesh) -> None:
     """Shards what is trained; done once however often it is called.
 
+    Kernels lose their channels_last layout, which ``fully_shard`` does not take; activations keep theirs.
+
     Args:
         denoiser: unit by unit.
         others: what is trained besides, each as a whole.
@@ -50,13 +52,12 @@ def shard(denoiser: Denoiser, others: Iterable[nn.Module], mesh: DeviceMesh) -> 
     shard_denoiser(denoiser, mesh)
     for other in others:
         if next(other.parameters(), None) is not None and not isinstance(other, FSDPModule):
+            _lay_out_plainly(other)
             fully_shard(other, mesh=mesh)
 
 
 def shard_denoiser(denoiser: Denoiser, mesh: DeviceMesh, offloaded: bool = False) -> None:
-    """Shards a network, unit by unit; done once however often it is called.
-
-    Kernels lose their channels_last layout, which ``fully_shard`` does not take; activations keep theirs.
+    """Shards a network, unit by unit; done once however often it is called. Layouts: see :func:`shard`.
 
     Args:
         denoiser: also where :meth:`~snapgen_pl.models.denoiser.Denoiser.prepare` is called on its own, as samplers do.
@@ -67,11 +68,15 @@ def shard_denoiser(denoiser: Denoiser, mesh: DeviceMesh, offloaded: bool = False
         return
     # Pinned memory is moved while something else is computed; there is none without a GPU.
     policy = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offloaded else OffloadPolicy()
-    denoiser.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing from torch's stubs
+    _lay_out_plainly(denoiser)
     for unit in denoiser.units():
         fully_shard(unit, mesh=mesh, offload_policy=policy)
     fully_shard(denoiser, mesh=mesh, offload_policy=policy)
     register_fsdp_forward_method(denoiser, "prepare")
+
+
+def _lay_out_plainly(module: nn.Module) -> None:
+    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing from torch's stubs
 
 
 def match_layouts(optimizer: Optimizer) -> None:

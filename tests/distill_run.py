@@ -107,6 +107,7 @@ def build(kind: type[D], run: Path, dropout: float = 0.5, **options: Any) -> D:
 
 def step_distill(run: Path, dropout: float = 0.5, **options: Any) -> StepDistill:
     """The same as a few-step generator of four steps, before a discriminator on two of the teacher's features."""
+    L.seed_everything(0, verbose=False)
     inputs = [HeadInput("down.0", 32), HeadInput("up.1", 32)]
     options = {"discriminator": Discriminator(inputs, summary_dim=16, width=32), "features": ()} | options
     return build(StepDistill, run, dropout, **options)

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from snapgen_pl.flow.noise import step_noise
-from snapgen_pl.flow.samplers import SDE, Euler, Heun, Sampler
+from snapgen_pl.flow.samplers import SDE, Euler, Heun, Renoising, Sampler
 from snapgen_pl.flow.timesteps import shift_time
 from snapgen_pl.rng import normal
 
@@ -124,7 +124,30 @@ def test_the_sdes_last_step_to_the_data_leaves_no_noise_and_the_mean_leaves_its_
     torch.testing.assert_close(grainy, MEAN - last_step * noise)
 
 
-@given(st.sampled_from([Euler, Heun, SDE]), st.integers(2, 60), st.floats(0.2, 5))
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_renoising_puts_its_last_guess_at_the_next_time_under_fresh_noise(steps: int) -> None:
+    """By hand, for a network that guesses 0.8 of what it sees at any time but 0."""
+    fresh = [torch.full((1, 1, 1, 1), 10.0 + step) for step in range(steps)]
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        return (x - 0.8 * x) / t
+
+    start = torch.full((1, 1, 1, 1), 3.0)
+    out = Renoising(steps, shift=2.0)(velocity, start, lambda step: fresh[step])
+    x = 3.0
+    for step, t in enumerate(Renoising(steps, shift=2.0).times()[1:]):
+        x = (1 - t) * 0.8 * x + t * (10.0 + step)
+    assert out.item() == pytest.approx(x, rel=1e-6)
+
+
+def test_renoising_keeps_nothing_of_the_noise_that_it_began_with_but_its_guess() -> None:
+    """One point of data: every guess is it, and so is the sample, whatever the noise."""
+    noise = torch.randn(8, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    out = Renoising(4)(lambda x, t: (x - 0.3) / t, noise, lambda step: noise.flip(0))
+    torch.testing.assert_close(out, torch.full_like(noise, 0.3))
+
+
+@given(st.sampled_from([Euler, Heun, SDE, Renoising]), st.integers(2, 60), st.floats(0.2, 5))
 def test_times_fall_from_noise_to_data_and_carry_the_shift(kind: type[Sampler], steps: int, shift: float) -> None:
     sampler = kind(steps, shift)
     times = sampler.times()
@@ -137,7 +160,7 @@ def test_times_fall_from_noise_to_data_and_carry_the_shift(kind: type[Sampler], 
         assert times[-2] == pytest.approx(sampler.last_step)
 
 
-@pytest.mark.parametrize("sampler", [Euler(9), Heun(9), SDE(9)], ids=repr)
+@pytest.mark.parametrize("sampler", [Euler(9), Heun(9), SDE(9), Renoising(9)], ids=repr)
 def test_network_calls_are_counted_and_none_is_at_time_zero(sampler: Sampler) -> None:
     times: list[float] = []
 

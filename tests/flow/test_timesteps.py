@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from snapgen_pl.flow.timesteps import LogitNormal, TimestepDensity, Uniform, shift_time, time_bin
+from snapgen_pl.flow.samplers import Euler
+from snapgen_pl.flow.timesteps import LogitNormal, TimestepDensity, TimestepGrid, Uniform, shift_time, time_bin
 from snapgen_pl.rng import Stream, uniform
 
 shifts = st.floats(0.1, 10)
@@ -85,6 +86,23 @@ def test_scales_that_are_not_positive_are_refused_by_name(name: str, value: floa
 def test_a_mean_that_is_not_finite_is_refused() -> None:
     with pytest.raises(ValueError, match="mean is nan"):
         LogitNormal(mean=math.nan)
+
+
+@given(st.integers(1, 40), st.floats(0.2, 5))
+def test_a_grids_times_are_drawn_alike_and_followed_by_the_next(steps: int, shift: float) -> None:
+    times = Euler(steps, shift).times()
+    grid = TimestepGrid(tuple(times))
+    drawn = grid.sample((torch.arange(3 * steps) + 0.5) / (3 * steps))
+    expected = torch.tensor(times)
+    assert torch.equal(drawn, expected[:-1].repeat_interleave(3))
+    assert torch.equal(grid.next(drawn), expected[1:].repeat_interleave(3))
+    assert grid.sample(torch.tensor([0.0, 1.0])).tolist() == [expected[0].item(), expected[-2].item()]
+
+
+@pytest.mark.parametrize("times", [(), (0.0,), (1.0, 0.5), (0.5, 1.0, 0.0)])
+def test_a_grid_that_does_not_fall_to_data_is_refused(times: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="they must fall from a sampler's first time to 0"):
+        TimestepGrid(times)
 
 
 def test_a_density_is_chosen_by_class_path() -> None:

@@ -1,11 +1,14 @@
+import tempfile
 from pathlib import Path
 
+import pytest
+import torch
 from jsonargparse import ArgumentParser
 
 from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.teachers.sd3 import SD3Teacher
 from snapgen_pl.teachers.teacher import Teacher
-from tests.teachers.tiny import pipeline
+from tests.teachers.tiny import CLASSES, NAMES, conditioner, pipeline
 
 
 def test_teachers_are_interchangeable_on_the_command_line(tmp_path: Path) -> None:
@@ -23,3 +26,43 @@ def test_teachers_are_interchangeable_on_the_command_line(tmp_path: Path) -> Non
     made = parser.instantiate(parser.parse_args(words)).teacher
     assert isinstance(made, SD3Teacher)
     assert (made.guidance, made.placement, made.dtype) == (Guidance(3.0), "sharded", "bfloat16")
+
+
+def test_what_is_observed_are_the_features_on_the_way_to_the_conditional_velocity() -> None:
+    teacher = loaded(Guidance(3.0))
+    x_BCHW, t_B, label_B, nothing_B = asked()
+    told = teacher(x_BCHW, t_B, label_B, nothing_B, NAMES)
+    one, other = teacher.observe([x_BCHW, x_BCHW + 1], t_B, label_B, nothing_B, NAMES)
+    for seen, feature in zip(one.features, told.features, strict=True):
+        torch.testing.assert_close(seen, feature, rtol=1e-4, atol=1e-5)
+    assert (one.features[0] - other.features[0]).abs().max() > 1e-2
+    assert one.summary_BD.shape == (len(t_B), teacher.summary_dim)
+    assert [row.any().item() for row in one.summary_BD] == [True, False, True]  # nothing was asked for in the second
+
+
+def test_gradients_of_what_is_observed_reach_the_latents_alone() -> None:
+    teacher = loaded(Guidance())
+    x_BCHW, t_B, label_B, nothing_B = asked()
+    x_BCHW.requires_grad_()
+    (seen,) = teacher.observe([x_BCHW], t_B, label_B, nothing_B, NAMES)
+    (gradient,) = torch.autograd.grad(seen.features[0][0].square().sum(), x_BCHW)
+    assert [sample.any().item() for sample in gradient] == [True, False, False]
+    assert all(weight.grad is None for weight in teacher._denoiser.parameters())
+
+
+def test_nothing_is_observed_without_weights(tmp_path: Path) -> None:
+    teacher = SD3Teacher(conditioner(), str(pipeline(tmp_path)))
+    with pytest.raises(ValueError, match="has no weights yet"):
+        teacher.observe([torch.zeros(1, 4, 8, 8)], torch.zeros(1), torch.zeros(1).long(), torch.zeros(1).bool(), NAMES)
+
+
+def loaded(guidance: Guidance) -> SD3Teacher:
+    with tempfile.TemporaryDirectory() as folder:
+        made = SD3Teacher(conditioner(), str(pipeline(Path(folder))), guidance=guidance, dtype="float32")
+        made.ready(Path(folder), CLASSES)
+    return made
+
+
+def asked() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    x_BCHW = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    return x_BCHW, torch.tensor([0.2, 0.6, 1.0]), torch.tensor([0, 1, 2]), torch.tensor([False, True, False])
