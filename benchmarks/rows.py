@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,11 +41,16 @@ class TrainedRow:
         """Whether there is a record."""
         return record_file(results, self.row, self.seed).exists()
 
-    def make(self, results: Path) -> None:
-        """Trains and records, where there is no record yet."""
+    def make(self, results: Path, measure: Callable[[Path], Mapping[str, float]] = lambda folder: {}) -> None:
+        """Trains and records, where there is no record yet.
+
+        Args:
+            results: the folder of records.
+            measure: from the run's folder to what else is recorded of it.
+        """
         if not self.recorded(results):
             self.train()
-            print(f"Written to {self.record().write(results)}", flush=True)
+            print(f"Written to {self.record()._replace(more=measure(self.folder)).write(results)}", flush=True)
 
     def train(self) -> None:
         """Trains to the end, from where the run was.

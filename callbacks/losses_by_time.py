@@ -52,6 +52,8 @@ class LossesByTime(L.Callback):
     def _log(self, trainer: L.Trainer) -> None:
         # Not by self.log, which would repeat the last value of a bin that has met no sample since.
         for name, means in self._by_t.items():
+            if not means.update_called:  # of the network that had no turn since
+                continue
             values = {tag: mean.item() for tag, mean in means.tagged(f"train_by_t/{name}").items()}
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=logged_step(trainer))

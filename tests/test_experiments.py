@@ -23,7 +23,7 @@ PEERS = sorted((EXPERIMENTS / "imagenet256" / "peers").glob("*.yaml"))
 SMALL = EXPERIMENTS / "emoji" / "table"
 SMALL_ROWS = sorted(set(SMALL.glob("*.yaml")) - {SMALL / "base.yaml"})
 FID = EXPERIMENTS / "imagenet256" / "fid.yaml"
-TEXTS = [EXPERIMENTS / "t2i", EXPERIMENTS / "emoji" / "t2i"]
+TEXTS = [EXPERIMENTS / "t2i", EXPERIMENTS / "emoji" / "t2i", EXPERIMENTS / "step", EXPERIMENTS / "emoji" / "step"]
 TEXT_DELTAS = [
     file
     for folder in TEXTS

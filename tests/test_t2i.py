@@ -14,6 +14,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from snapgen_pl import rng
 from snapgen_pl.__main__ import main
+from snapgen_pl.flow.samplers import Renoising
 from snapgen_pl.pictures import read_prompts
 from snapgen_pl.png import to_pil, write_png
 from tests.conditioning import tiny_clip, tiny_gemma, tiny_sd3, tiny_t5
@@ -22,6 +23,7 @@ from tests.tiny_kl import kl
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 REAL, EMOJI = EXPERIMENTS / "t2i", EXPERIMENTS / "emoji" / "t2i"
+STEP, EMOJI_STEP = EXPERIMENTS / "step", EXPERIMENTS / "emoji" / "step"
 COUNT, SIDE = 24, 32
 CONTEXT = tiny_clip.WIDTH + tiny_sd3.WIDTH_G + 4
 STAGES = [
@@ -63,6 +65,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(verb: str, folder: Path, configs: list[Path], delta: dict[str, Any], name: str | None = None) -> Path:
     """Runs committed files with a delta that makes them small; returns the run's folder."""
     name = name or yaml.safe_load(configs[-1].read_text())["name"]
+    folder.mkdir(exist_ok=True)
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump({"name": name, "runs": str(folder), **delta}), encoding="utf-8")
     words = [word for config in [*configs, file] for word in ("--config", str(config))]
@@ -158,6 +161,24 @@ def distilled(photos: Path, pipeline: Path, tmp_path_factory: pytest.TempPathFac
     }  # fmt: skip
     files = [REAL / f"{name}.yaml" for name in ("kd_output", "kd_multilevel", "kd_timestep_aware")]
     return run("fit", folder, files, delta)
+
+
+def test_the_real_student_becomes_a_generator_of_four_steps(distilled: Path, tmp_path: Path) -> None:
+    resolved = yaml.safe_load((distilled / "config.yaml").read_text())["model"]["init_args"]
+    small = {key: resolved[key] for key in ("image_size", "denoiser", "conditioner", "autoencoder", "compile")}
+    inputs = [{"feature": "block.0", "channels": 16}, {"feature": "block.2", "channels": 16}]
+    small |= {"init_from": str(distilled), "teacher": {"init_args": resolved["teacher"]["init_args"]}}
+    small["discriminator"] = {"init_args": {"inputs": inputs, "summary_dim": sum(tiny_sd3.PROJECTIONS), "width": 16}}
+    data = yaml.safe_load((distilled / "config.yaml").read_text())["data"]
+    callbacks = yaml.safe_load((STEP / "four_step.yaml").read_text())["trainer"]["callbacks+"]
+    delta = {"model": {"init_args": small}, "data": data, "trainer": {**SMALL_TRAINER, "callbacks": callbacks}}
+    folder = run("fit", tmp_path, [REAL / "kd_output.yaml", STEP / "four_step.yaml"], delta)
+    saved = torch.load(folder / "last.ckpt", weights_only=True)
+    assert saved["steps"] == {"generator": 1, "discriminator": 1}
+    scalars = EventAccumulator(str(folder)).Reload().Tags()["scalars"]
+    assert {"train/d_real", "train/d_fake", "train/adversarial", "train/lambda", "val/kd"} <= set(scalars)
+    words = ["generate", "--run", str(folder), "--prompt", "a dog", "--count", "1", "--steps", "4"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
 
 
 def test_the_real_experiments_encode_distil_and_leave_a_checkpoint_without_teachers(distilled: Path) -> None:
@@ -355,6 +376,36 @@ def test_a_row_of_the_emojis_distillation_trains_at_small_size(
         delta["trainer"]["callbacks"] = yaml.safe_load(files[-1].read_text())["trainer"]["callbacks+"]
     folder = run("fit", tmp_path, files, delta)
     assert (folder / "last.ckpt").exists()
+    assert main(["generate", "--run", str(folder), "--prompt", "a red apple, 3d style", "--count", "1", "--out",
+                 str(tmp_path / "out")]) == 0  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["four_step", *(pytest.param(row, marks=pytest.mark.slow) for row in ("eight_step", "s_only", "adversarial_only"))],
+)
+def test_a_row_of_the_emojis_step_distillation_trains_at_small_size(
+    photos: Path, emoji_texts: Path, emoji_teacher: Path, tmp_path: Path, row: str
+) -> None:
+    """As a student would begin it; it begins with the weights of one that learned nothing yet."""
+    delta = small_emoji(photos, emoji_texts, {"stages": STAGES, "head_dim": 32})
+    small = delta["model"]["init_args"]
+    small["teacher"] = {"init_args": {"run": str(emoji_teacher)}}
+    student = run("fit", tmp_path / "student", [EMOJI / "student.yaml"], delta)
+    small["init_from"] = str(student)
+    del small["sampler"]
+    if row != "s_only":
+        inputs = [{"feature": name, "channels": 16} for name in ("block.1", "block.5")]
+        small["discriminator"] = {"init_args": {"inputs": inputs, "width": 16}}
+    files = [EMOJI / "student.yaml", *(EMOJI_STEP / f"{name}.yaml" for name in dict.fromkeys(("four_step", row)))]
+    declared = yaml.safe_load(files[-1].read_text())["trainer"].get("callbacks")
+    callbacks = declared or yaml.safe_load(files[1].read_text())["trainer"]["callbacks"]
+    delta["trainer"]["callbacks"] = [each for each in callbacks if "callbacks.sample_" not in each["class_path"]]
+    folder = run("fit", tmp_path, files, delta)
+    config = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
+    assert config["sampler"]["init_args"]["steps"] == (8 if row == "eight_step" else 4)
+    if row == "s_only":
+        assert config["timesteps"]["init_args"]["times"] == Renoising(**config["sampler"]["init_args"]).times()
     assert main(["generate", "--run", str(folder), "--prompt", "a red apple, 3d style", "--count", "1", "--out",
                  str(tmp_path / "out")]) == 0  # fmt: skip
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from snapgen_pl.experiments import experiments_dir
 from snapgen_pl.metrics.emoji_judge.maps import KINDS
 from snapgen_pl.tables.layout import Row, Table, number
-from snapgen_pl.tables.records import RowRecord, Spread, read_records, spread
+from snapgen_pl.tables.records import RowRecord, Spread, machines, read_records, spread
 
 FOLDER = experiments_dir() / "emoji" / "t2i"
 TEACHER = "teacher"
@@ -77,7 +77,7 @@ def _row(row: str, runs: Sequence[RowRecord], values: Mapping[str, Spread]) -> R
         "images": _images(runs),
         **means,
         "training_seconds": _seconds(runs),
-        "hardware": ", ".join(sorted({run.machine for run in runs})) or None,
+        "hardware": machines(runs) or None,
     }
 
 
@@ -90,11 +90,7 @@ def _cells(row: str, runs: Sequence[RowRecord], values: Mapping[str, Spread]) ->
 
 
 def _shown(name: str, value: Spread) -> str:
-    scale, digits = (100, 1) if name in KINDS else (1, 2 if name == "kid_effnet" else 3)
-    if value.mean is None:
-        return ""
-    after = "" if value.deviation is None else f" ± {scale * value.deviation:.{digits}f}"
-    return f"{scale * value.mean:.{digits}f}{after}"
+    return value.cell(1, scale=100) if name in KINDS else value.cell(2 if name == "kid_effnet" else 3)
 
 
 def _images(runs: Sequence[RowRecord]) -> int | None:
@@ -118,14 +114,13 @@ def _notes(runs: Sequence[RowRecord]) -> str:
         + ", ".join(f"{name} {_shown(name, Spread(score.value, None))}" for name, score in scores.items())
         for control, scores in report.controls.items()
     )
-    machines = "; ".join(sorted({run.machine for run in runs}))
     samples = report.measurement["samples"]
     text = (
         f"Losses are of held-out emoji, L_kd is the distance from the teacher, unscaled. {samples} samples, each for a "
         f"held-out caption, by {report.drawing['sampler']}, {report.drawing['guidance']}: "
         "`kid_effnet` is their distance from training images; `judge_top1` is how often a linear map, trained on real "
         "training images alone, finds an image's own caption among 100 of the same style, `judge_style` how often "
-        f"another finds its style among four. Images of known quality: {controls}. Seconds are of runs on {machines}; "
-        "rows that ran beside other work took longer than they need."
+        f"another finds its style among four. Images of known quality: {controls}. Seconds are of runs on "
+        f"{machines(runs)}; rows that ran beside other work took longer than they need."
     )
     return textwrap.fill(text, 120)

@@ -10,7 +10,7 @@ from snapgen_pl.experiments import experiments_dir
 from snapgen_pl.models.denoiser import Denoiser
 from snapgen_pl.tables.declared import declared_cost, declared_denoiser
 from snapgen_pl.tables.layout import Table, number
-from snapgen_pl.tables.records import RowRecord, Spread, read_records, spread
+from snapgen_pl.tables.records import RowRecord, Spread, machines, read_records, spread
 
 TABLE = experiments_dir() / "emoji" / "table"
 LATENT_SIZE = 32
@@ -129,7 +129,7 @@ def emoji_table(reports: Path | None) -> Table:
             f"{row.params_m:.2f}",
             f"{row.gmacs:.2f}",
             number(row.step_time, 2),
-            number(row.kid_effnet, 2) + ("" if row.kid_effnet_sd is None else f" ± {row.kid_effnet_sd:.2f}"),
+            Spread(row.kid_effnet, row.kid_effnet_sd).cell(2),
             number(row.validation_loss, 4),
             _verdict(row),
             number(row.training_seconds, 0),
@@ -159,7 +159,7 @@ def _row(row: str, runs: Sequence[RowRecord], reference: Spread, step_time: floa
         training_seconds=Spread.of([run.training_seconds for run in runs]).mean,
         sampling_seconds=Spread.of([run.report.seconds for run in runs]).mean,
         step_time=step_time,
-        hardware=", ".join(sorted({run.machine for run in runs})) or None,
+        hardware=machines(runs) or None,
     )
 
 
@@ -182,13 +182,12 @@ def _notes(runs: Sequence[RowRecord]) -> str:
         return "Nothing is measured yet; `make experiments` trains the rows."
     report = runs[0].report
     beside = ", ".join(f"{name} {scores[QUALITY].value:.2f}" for name, scores in report.controls.items())
-    machines = "; ".join(sorted({run.machine for run in runs}))
     images, samples = report.weights["images_seen"], report.measurement["samples"]
     text = (
         f"{images:,} images each of 64 px emoji as 32x32x12 latents; {samples} samples by {report.drawing['sampler']}, "
         f"{report.drawing['guidance']}. {QUALITY} beside images of known quality: {beside}. A difference from SnapGen "
         "under twice the seeds' deviation is not resolved, and of one seed none is. Step time is a training step's "
         "over SnapGen's, in one interleaved run on one core. Seconds are of runs on "
-        f"{machines}; rows that ran beside other work took longer than they need."
+        f"{machines(runs)}; rows that ran beside other work took longer than they need."
     )
     return textwrap.fill(text, 120)

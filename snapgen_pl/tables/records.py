@@ -29,6 +29,7 @@ class RowRecord(NamedTuple):
         training_seconds: without validation and sampling.
         report: of its samples.
         by_time: ``validation`` in parts of [0, 1], by the time where each begins; where it was kept.
+        more: what else was measured of it, by name.
     """
 
     row: str
@@ -38,6 +39,7 @@ class RowRecord(NamedTuple):
     training_seconds: float
     report: FIDReport
     by_time: Mapping[str, Mapping[str, float]] = {}
+    more: Mapping[str, float] = {}
 
     def write(self, folder: Path) -> Path:
         """Writes ``<row>-seed<n>.json``, whole or not at all."""
@@ -74,12 +76,15 @@ def _trained(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**{key: config.get(key) for key in ("model", "data", "ema")}, "trainer": trainer}
 
 
-def read_records(folder: Path, rows: Mapping[str, Sequence[Path]]) -> dict[str, list[RowRecord]]:
+def read_records(
+    folder: Path, rows: Mapping[str, Sequence[Path]], alike: Sequence[str] = _ALIKE
+) -> dict[str, list[RowRecord]]:
     """The records of each row; no two of them measured differently, each by the recipe of today.
 
     Args:
         folder: of the records.
         rows: the files that each row's recipe is in.
+        alike: what of how samples are drawn must be the same.
 
     Raises:
         ValueError: naming what is no record, is of another recipe, or does not compare.
@@ -98,7 +103,7 @@ def read_records(folder: Path, rows: Mapping[str, Sequence[Path]]) -> dict[str, 
                 "now; delete it and its run, and run `make experiments`"
             )
         records[file.stem] = record
-    check_comparable({name: record.report for name, record in records.items()}, _ALIKE)
+    check_comparable({name: record.report for name, record in records.items()}, alike)
     return {row: [record for record in records.values() if record.row == row] for row in rows}
 
 
@@ -125,7 +130,19 @@ class Spread(NamedTuple):
             return None
         return abs(self.mean - other.mean) >= 2 * max(self.deviation, other.deviation)
 
+    def cell(self, digits: int, scale: float = 1) -> str:
+        """As a table shows it."""
+        if self.mean is None:
+            return ""
+        after = "" if self.deviation is None else f" ± {scale * self.deviation:.{digits}f}"
+        return f"{scale * self.mean:.{digits}f}{after}"
+
 
 def spread(runs: Sequence[RowRecord], name: str) -> Spread:
     """That of a value of the reports."""
     return Spread.of([run.report.values[name].value for run in runs if name in run.report.values])
+
+
+def machines(runs: Sequence[RowRecord]) -> str:
+    """All that runs were drawn on."""
+    return "; ".join(sorted({run.machine for run in runs}))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.emoji_distillation import plot
 from snapgen_pl.metrics.sample_metric import Score
-from snapgen_pl.tables import distillation, emoji
+from snapgen_pl.tables import distillation, emoji, steps
 from snapgen_pl.tables.records import RowRecord, read_records, recipe
 from snapgen_pl.tables.table import table
 from tests.metrics.test_fid_report import REPORT
@@ -207,6 +207,33 @@ def test_the_table_of_distillation_has_what_students_say_of_teacher_and_captions
     plot(read_records(tmp_path, distillation.RECIPES), tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as image:
         assert image.width > 1000
+
+
+def test_the_table_of_steps_says_what_is_won_back(tmp_path: Path) -> None:
+    folder = tmp_path / "emoji_steps"
+    hardware = {"gpus": "", "cpu": "a core", "threads": 1}
+    for row, kids in (("student_28", [5.0]), ("student_4", [9.0]), ("four_step", [6.0, 5.6])):
+        for seed, kid in enumerate(kids):
+            report = replace(
+                REPORT,
+                values={"kid_effnet": Score(kid, 0.2), "judge_top1": Score(0.05)},
+                controls={"real": {"kid_effnet": Score(0.0)}, "shuffled": {}},
+                drawing=REPORT.drawing | {"sampler": row},  # each row has its own
+                made={"hardware": hardware},
+            )
+            more = {"diversity": 0.3 + seed / 10}
+            RowRecord(row, seed, recipe(steps.RECIPES[row]), {}, 60.0, report, more=more).write(folder)
+    times = {"student_28": {"wall_median_s": 0.5}, "four_step": {"wall_median_s": 0.04}}
+    (tmp_path / "emoji_steps_speed.json").write_text(json.dumps({"timings": times}))
+    rows = {row["row"]: row for row in json.loads(table("steps", "json", folder))}
+    assert len(rows) == len(steps.ROWS)
+    ours = rows["4 steps: adversarial and S"]
+    assert ours["won_back"] == pytest.approx((9.0 - 5.8) / (9.0 - 5.0))
+    assert (ours["diversity"], ours["milliseconds"], ours["seeds"]) == (pytest.approx(0.35), 40.0, 2)
+    assert [rows[name]["won_back"] for name in ("the student, 28 steps, guided", "4 steps: S alone")] == [1.0, None]
+    text = table("steps", "md", folder)
+    assert "| 4 steps: adversarial and S | 5.80 ± 0.28 | 80 | 5.0 ± 0.0 | 0.350 ± 0.071 | 40 | 60 | 2 |" in text
+    assert "Nothing is measured yet" in table("steps", "md", tmp_path / "nowhere")
 
 
 def test_a_recipe_is_what_trains_and_not_what_looks(tmp_path: Path) -> None:

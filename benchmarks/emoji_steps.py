@@ -1,0 +1,143 @@
+"""Step distillation in small, really trained: ``python -m benchmarks.emoji_steps``, or ``make experiments``.
+
+The student that ``benchmarks.emoji_distillation`` trains is measured at 28, 8 and 4 steps, and generators of few steps
+are made of it; what has a record is not done again. ``python -m snapgen_pl table steps`` prints the records.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+from jsonargparse import auto_cli
+
+from benchmarks import emoji_distillation
+from benchmarks.rows import TrainedRow
+from benchmarks.timing import environment, interleave
+from snapgen_pl.conditioning.condition import Texts
+from snapgen_pl.data.emoji import Emoji, EmojiSet
+from snapgen_pl.data.requests import Request
+from snapgen_pl.drawing import drawing_module
+from snapgen_pl.flow.guidance import Guidance
+from snapgen_pl.flow.samplers import Euler, Sampler
+from snapgen_pl.metrics.diversity import diversity
+from snapgen_pl.metrics.fid_report import FIDReport, read_report
+from snapgen_pl.metrics.lpips import LPIPS
+from snapgen_pl.modules.pretrain import Pretrain
+from snapgen_pl.tables.records import recipe, record_file
+from snapgen_pl.tables.steps import FOLDER, QUALITY, RECIPES, ROWS, STUDENT, UNDISTILLED, files
+from snapgen_pl.trained_run import open_run
+
+RESULTS = Path("experiments/results/emoji_steps")
+SPEED = Path("experiments/results/emoji_steps_speed.json")
+SHIFT = 2.0
+GUIDANCES = (1.0, 2.0, 3.0)
+PROMPTS, IMAGES = 20, 16
+
+
+def main(rows: Sequence[str] = tuple(ROWS), seeds: Sequence[int] = (0,)) -> None:
+    """Trains, measures and records rows.
+
+    Args:
+        rows: of the table.
+        seeds: of the generators; their student is one.
+
+    Raises:
+        ValueError: for a row that there is no file of.
+    """
+    if unknown := [row for row in rows if row not in ROWS]:
+        raise ValueError(f"no rows {unknown}; there are {', '.join(ROWS)}")
+    student = emoji_distillation.trained(STUDENT, 0)
+    student.train()
+    for row in rows:
+        if row in UNDISTILLED:
+            measure_student(student, row)
+    for seed in seeds:
+        for row in rows:
+            if row not in UNDISTILLED:
+                trained(row, seed).make(RESULTS, measure=lambda folder: {"diversity": diversity_of(folder)})
+    if not SPEED.exists():
+        time_images(student.folder, trained("eight_step", 0).folder, SPEED)
+
+
+def trained(row: str, seed: int) -> TrainedRow:
+    """A generator's run."""
+    return TrainedRow(row, seed, files(row), recipe(RECIPES[row]), Path("runs/emoji-step") / f"{row}-seed{seed}")
+
+
+def measure_student(student: TrainedRow, row: str) -> None:
+    """Records the student as it is, at a row's number of steps, under the guidance that is best there."""
+    if record_file(RESULTS, row, 0).exists():
+        return
+    sampler = Euler(UNDISTILLED[row], SHIFT)
+    report = min(_tested(student.folder, sampler), key=lambda report: report.values[QUALITY].value)
+    guidance = next(Guidance(scale) for scale in GUIDANCES if repr(Guidance(scale)) == report.drawing["guidance"])
+    more = {"diversity": diversity_of(student.folder, sampler, guidance)}
+    record = student.record()._replace(row=row, recipe=recipe(RECIPES[row]), report=report, more=more)
+    print(f"Written to {record.write(RESULTS)}", flush=True)
+
+
+def diversity_of(run: Path, sampler: Sampler | None = None, guidance: Guidance | None = None) -> float:
+    """The mean pairwise LPIPS of 16 images of a held-out caption, over 20 of them."""
+    model = drawn_from(run)
+    captions = held_out_captions(PROMPTS)
+    images = []
+    for number, caption in enumerate(captions):
+        positions = torch.arange(number * IMAGES, (number + 1) * IMAGES)
+        images.append(model.sample(Request(Texts((caption,) * IMAGES, {}), positions), sampler, guidance).cpu())
+    return diversity(LPIPS("alex"), torch.stack(images)).value
+
+
+def held_out_captions(count: int) -> list[str]:
+    """Captions of held-out emoji, evenly spread over all of them."""
+    held_out = Emoji().open().validation
+    assert isinstance(held_out, EmojiSet)
+    return [held_out.caption(index * len(held_out) // count) for index in range(count)]
+
+
+def drawn_from(run: Path) -> Pretrain:
+    """What draws from a run's averaged weights."""
+    source = open_run(str(run))
+    model = drawing_module(source.config)
+    assert isinstance(model, Pretrain)
+    model.ready(source.folder, (), ())
+    source.load(model)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def time_images(student: Path, generator: Path, path: Path) -> None:
+    """Times an image of each row, all in one run on one core: the network, by its sampler, and the decoder."""
+    torch.set_num_threads(1)
+    of_student, of_generator = drawn_from(student), drawn_from(generator)
+    request = Request(Texts((held_out_captions(1)[0],), {}), torch.tensor([0]))
+    guided, plain = Guidance(GUIDANCES[-1]), Guidance()
+    subjects: Mapping[str, partial[object]] = {
+        row: partial(of_student.sample, request, Euler(steps, SHIFT), guided) for row, steps in UNDISTILLED.items()
+    } | {
+        "four_step": partial(of_generator.sample, request, Euler(4, SHIFT), plain),
+        "eight_step": partial(of_generator.sample, request, Euler(8, SHIFT), plain),
+    }
+    where = environment("benchmarks.emoji_steps")
+    timings = interleave(subjects, rounds=9)
+    record = {
+        "protocol": "an image of a caption, batch 1, from its text to its pixels; interleaved rounds, one warm-up each",
+        "environment": asdict(where),
+        "timings": {row: asdict(timing) for row, timing in timings.items()},
+    }
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _tested(run: Path, sampler: Sampler) -> list[FIDReport]:
+    """Reports of the run's samples under each guidance."""
+    words = ["--run", str(run), "--config", str(FOLDER / "measure_student.yaml")]
+    subprocess.run([sys.executable, "-m", "snapgen_pl", "test", *words], check=True)  # what has a report is left alone
+    reports = [read_report(file) for file in sorted((run / "reports").glob("*.json"))]
+    return [report for report in reports if report.drawing["sampler"] == repr(sampler)]
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)
