@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from callbacks.step_watch import StepWatch
-from snapgen_pl.fsdp import whole
+from snapgen_pl.fsdp import local, whole
 
 
 class EMA(L.Callback):
@@ -217,7 +217,7 @@ def _fp32_copy(weight: Tensor) -> Tensor:
 
 def _local(weights: dict[str, Tensor]) -> list[Tensor]:
     """This process's part of each weight: averaging and copying need no other."""
-    return [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights.values()]
+    return [local(weight) for weight in weights.values()]
 
 
 def _beside(weight: Tensor, parameter: Tensor) -> Tensor:

@@ -6,11 +6,13 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from callbacks.step_output import step_terms
 from snapgen_pl.distill.loss_terms import LossTerms
+from snapgen_pl.fsdp import local
 
 
 class NonFinite(L.Callback):
@@ -52,11 +54,14 @@ class NonFinite(L.Callback):
         """
         self._read(wait=True)
         names, weights = zip(*pl_module.named_parameters(), strict=True)
-        finite = torch.stack([norm.isfinite() for norm in torch._foreach_norm(weights, float("inf"))])
+        # Each process looks at its own parts; of a small weight, it may have none.
+        finite = torch.stack([local(weight).isfinite().all() for weight in weights]).int()
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(finite, dist.ReduceOp.MIN)
         if not finite.all():
-            name = names[int(finite.int().argmin())]
+            name = names[int(finite.argmin())]
             raise FloatingPointError(
-                f"{int((~finite).sum())} of {len(names)} parameters are not finite at step {trainer.global_step}, the "
+                f"{int((1 - finite).sum())} of {len(names)} parameters are not finite at step {trainer.global_step}, the "
                 f"first is {name}: no checkpoint was written, the one before stands. {_REMEDY}"
             )
 

@@ -75,6 +75,13 @@ def shard_denoiser(denoiser: Denoiser, mesh: DeviceMesh, offloaded: bool = False
     register_fsdp_forward_method(denoiser, "prepare")
 
 
+def reshard(*modules: nn.Module) -> None:
+    """Gives back what a forward gathered, where no backward will do it."""
+    for module in modules:
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def _lay_out_plainly(module: nn.Module) -> None:
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing from torch's stubs
 
@@ -88,6 +95,11 @@ def match_layouts(optimizer: Optimizer) -> None:
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor, which may be empty."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from snapgen_pl.distill.loss_terms import LossTerm, LossTerms, Role, WeightedSum
 from snapgen_pl.flow.path import PathSample, data_from_velocity, sample_path
 from snapgen_pl.flow.samplers import Euler, Sampler
 from snapgen_pl.flow.timesteps import TimestepDensity, TimestepGrid
-from snapgen_pl.fsdp import shard
+from snapgen_pl.fsdp import reshard, shard
 from snapgen_pl.models.denoiser import Denoiser, DenoiserOutput
 from snapgen_pl.models.discriminator import Discriminator
 from snapgen_pl.modules.distill import Distill
@@ -193,6 +193,7 @@ class StepDistill(Distill):
         nothing_B = self.conditioner.asks_nothing(condition)
         with torch.no_grad():
             output: DenoiserOutput = self.denoiser(path.x_BCHW, path.t_B, self.conditioner(condition))
+            reshard(self.denoiser, self.conditioner)
             t_B = self._level(batch, path)
             data_BCHW = data_from_velocity(path.x_BCHW, path.velocity_BCHW, path.t_B)
             guess_BCHW = data_from_velocity(path.x_BCHW, output.velocity_BCHW.float(), path.t_B)
