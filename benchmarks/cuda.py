@@ -72,7 +72,7 @@ def throughput(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    images_per_s = batch / _median_step_s(step, steps)
+    images_per_s = batch / median_step_s(step, steps)
     peak = get_available_flops(device, torch.bfloat16)
     flops_per_s = _FLOPS_PER_MAC[task] * subject.cost(size).macs * images_per_s
     return Throughput(
@@ -86,7 +86,8 @@ def throughput(
     )
 
 
-def _median_step_s(step: Callable[[], None], steps: int) -> float:
+def median_step_s(step: Callable[[], None], steps: int) -> float:
+    """Seconds of a step by device events, the median of ``steps`` after three that warm up."""
     for _ in range(_WARMUPS):
         step()
     events = [torch.Event("cuda", enable_timing=True) for _ in range(steps + 1)]

@@ -4,7 +4,7 @@ On a CPU: fp32, channels_last, one thread, interleaved rounds, in about a minute
 steps. On a GPU (``--device cuda``): bf16 autocast, eager and compiled.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from json import dumps
@@ -184,6 +184,7 @@ def main(
     rounds: int = 9,
     training_rounds: int | None = None,
     threads: int | None = None,
+    networks: Sequence[str] = tuple(SUBJECTS),
 ) -> None:
     """Times SnapGen's UNet beside DiT-XL/2 and the thin SDXL baseline.
 
@@ -195,22 +196,26 @@ def main(
         micro_batch: images a pass on a GPU (default 64).
         rounds: timed predictions of each network.
         training_rounds: timed training steps of each network (default none on the CPU, as many as rounds on a GPU).
+        networks: which of them, ``snapgen`` among them on the CPU.
         threads: threads on the CPU (default 1: on a shared machine the time of several depends on who else runs).
 
     Raises:
         ValueError: for an option that the device has no use for.
     """
+    if unknown := [name for name in networks if name not in SUBJECTS]:
+        raise ValueError(f"no networks {unknown}; there are {', '.join(SUBJECTS)}")
+    subjects = {name: SUBJECTS[name] for name in networks}
     report: CPUReport | CUDAReport
     if device == "cpu":
         if micro_batch is not None:
             raise ValueError(f"micro_batch is {micro_batch}, but a pass on the CPU takes the whole batch; leave it out")
         torch.set_num_threads(threads or 1)
-        report = run_cpu(SUBJECTS, batch or 1, size, rounds, training_rounds or 0)
+        report = run_cpu(subjects, batch or 1, size, rounds, training_rounds or 0)
         table = cpu_table(report)
     else:
         if threads is not None:
             raise ValueError(f"threads is {threads}, but a GPU is measured; leave it out")
-        report = run_cuda(SUBJECTS, batch or 256, micro_batch or 64, size, rounds, training_rounds or rounds)
+        report = run_cuda(subjects, batch or 256, micro_batch or 64, size, rounds, training_rounds or rounds)
         table = cuda_table(report)
     Console(width=120).print(table)
     if json is not None:

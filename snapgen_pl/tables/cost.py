@@ -96,6 +96,6 @@ def _measured(records: Path) -> list[tuple[str, str, str, float]]:
     if (file := records / "unet_cuda.json").exists():
         record = json.loads(file.read_text(encoding="utf-8"))
         for key, model in models.items():
-            steps = [row for row in record["rows"][key] if row["task"] == "training" and row["compiled"]]
+            steps = [row for row in record["rows"].get(key, []) if row["task"] == "training" and row["compiled"]]
             found += [(model, record["environment"]["accelerator"], "measured", row["images_per_s"]) for row in steps]
     return found
