@@ -192,7 +192,8 @@ def _content(
     }
     return {
         "protocol": "random weights; a turn is forward, loss, backward and fused AdamW of one network; student and "
-        "heads in fp32 under bf16 autocast, teacher in bf16, eager; median by device events; latents and states are stored",
+        "heads in fp32 under bf16 autocast, teacher in bf16, eager; median by device events; latents and states are "
+        "stored",
         "environment": asdict(where),
         "size": size,
         "parameters": parameters,
