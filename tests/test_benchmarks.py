@@ -5,11 +5,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import latents
+from benchmarks import decoder, latents
 from benchmarks.cuda import throughput
+from benchmarks.memory import peak_bytes
 from benchmarks.networks import SUBJECTS, Subject, feed, forward_backward, materialise
 from benchmarks.timing import Sample, Timing, environment, interleave, summarise
 from benchmarks.unet import cpu_table, main, ratios, run_cpu
+from snapgen_pl.models.decoder import Decoder
+from snapgen_pl.models.decoder import Stage as DecoderStage
 from snapgen_pl.models.denoiser import Denoiser
 from snapgen_pl.models.peers.dit import DiT
 from snapgen_pl.models.unet import Block, Stage, UNet
@@ -128,3 +131,50 @@ def test_latents_are_loaded_and_trained_on() -> None:
     assert report.gigabytes == pytest.approx(556 * 2 * 2 * 4096 * 2 / 1e9, rel=0.02)
     assert report.training.steps == 2
     assert 0 < report.training.wait_s < report.training.step_s
+
+
+def test_peak_memory_is_what_a_call_held_at_once() -> None:
+    """Two buffers of 64 MiB one after the other are one; of the second call nothing is left from the first."""
+
+    def hold(mib: int) -> None:
+        for _ in range(2):
+            torch.ones(mib * 2**18)
+
+    peaks = [peak_bytes(lambda mib=mib: hold(mib)) for mib in (64, 128, 64)]
+    if None in peaks:
+        pytest.skip("this system does not say")
+    assert [peak / 2**20 for peak in peaks if peak is not None] == pytest.approx([64, 128, 64], abs=8)
+
+
+def test_the_compared_decoders_have_the_published_sizes() -> None:
+    with torch.device("meta"):
+        compared = decoder.subjects()
+    raw_BCHW = torch.empty(1, decoder.CHANNELS, 128, 128)
+    costs = {
+        name: decoder.count_module(subject.network, raw_BCHW, convention="decoder")
+        for name, subject in compared.items()
+    }
+    assert {name: (round(cost.params_m, 3), round(cost.gmacs, 1)) for name, cost in costs.items()} == {
+        "snapgen": (1.383, 225.0),
+        "snapgen_whole": (1.383, 225.0),
+        "tiny": (1.229, 282.9),  # AutoencoderTiny as it is, of 4 channels: 1.223, 282.7
+        "sd3": (49.545, 4970.8),
+    }
+
+
+def test_decoders_are_compared_at_each_size() -> None:
+    ours, peer = Decoder([DecoderStage(32, 1)] * 4), Decoder([DecoderStage(32, 2)] * 4)
+    compared = {name: decoder.Subject(net, net) for name, net in (("snapgen", ours), ("peer", peer))}
+    report = decoder.run(compared, (16, 32), rounds=2)
+    assert list(report.sizes) == [16, 32]
+    found = report.sizes[32]
+    timings = found.timings
+    assert found.ratios["forward_ratio_to_peer"] == timings["peer"].cpu_min_s / timings["snapgen"].cpu_min_s
+    raw_BCHW = torch.empty(1, decoder.CHANNELS, 4, 4)
+    for name, subject in compared.items():
+        assert found.costs[name] == decoder.count_module(subject.network, raw_BCHW, convention="decoder")._asdict()
+    console = Console(width=120, record=True)
+    console.print(decoder.table(report))
+    assert "peer" in console.export_text()
+    with pytest.raises(ValueError, match=r"sizes \[20\]: need multiples of 8 from 16 on"):
+        decoder.run(compared, (16, 20), rounds=1)

@@ -1,25 +1,30 @@
 """Every YAML of experiments/ parses, is built and trains a step at small size."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from torch import nn
 
 import snapgen_pl
 from snapgen_pl.__main__ import main
 from snapgen_pl.models.count import count
+from snapgen_pl.models.decoder import Decoder
 from snapgen_pl.models.denoiser import Denoiser
 from snapgen_pl.models.peers.dit import DiT
 from snapgen_pl.models.peers.ldm import LDM
 from snapgen_pl.models.peers.uvit import UViT
 from snapgen_pl.models.unet import UNet
-from snapgen_pl.tables.declared import declared_denoiser
-from snapgen_pl.tables.published import ABLATION
+from snapgen_pl.tables.declared import declared_decoder, declared_denoiser
+from snapgen_pl.tables.published import ABLATION, DECODERS
 from tests import sample_run
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 ROWS = sorted((EXPERIMENTS / "imagenet256" / "ablation").glob("*.yaml"))
 PEERS = sorted((EXPERIMENTS / "imagenet256" / "peers").glob("*.yaml"))
+LADDER = sorted((EXPERIMENTS / "decoder" / "ladder").glob("*.yaml"))
 SMALL = EXPERIMENTS / "emoji" / "table"
 SMALL_ROWS = sorted(set(SMALL.glob("*.yaml")) - {SMALL / "base.yaml"})
 FID = EXPERIMENTS / "imagenet256" / "fid.yaml"
@@ -30,7 +35,7 @@ TEXT_DELTAS = [
     for file in sorted(folder.glob("*.yaml"))
     if "source" not in yaml.safe_load(file.read_text()).get("data", {}).get("init_args", {})
 ]
-DELTAS = [*ROWS, *PEERS, *SMALL_ROWS, *TEXT_DELTAS, FID]
+DELTAS = [*ROWS, *PEERS, *LADDER, *SMALL_ROWS, *TEXT_DELTAS, FID]
 WHOLE = [file for file in sorted(EXPERIMENTS.rglob("*.yaml")) if file not in DELTAS]
 ENCODING = [file for file in WHOLE if file.stem.startswith("encode")]  # tests/test_encode.py, tests/test_t2i.py
 DRAWING = [file for file in WHOLE if file.parent.name == "released"]  # tests/modules/test_released.py
@@ -73,7 +78,7 @@ SMALL_PEERS: dict[type[Denoiser], dict[str, str]] = {
 }
 
 
-def parameters(network: Denoiser) -> int:
+def parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -180,13 +185,29 @@ def test_an_ablation_row_is_a_delta_to_any_experiment(images: Path, tmp_path: Pa
 
 def test_the_table_holds_every_row_and_nothing_else() -> None:
     assert [file.stem for file in ROWS] == [step.file for step in ABLATION]
+    assert [file.stem for file in LADDER] == list(dict.fromkeys(rung.file for rung in DECODERS))
+
+
+def shapes(network: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in network.named_parameters()}
 
 
 def test_the_last_row_is_the_class_with_its_defaults() -> None:
-    declared, default = declared_denoiser(ROWS[-1]), UNet()
-    assert {name: p.shape for name, p in declared.named_parameters()} == {
-        name: p.shape for name, p in default.named_parameters()
-    }
+    assert shapes(declared_denoiser(ROWS[-1])) == shapes(UNet())
+    assert shapes(declared_decoder(LADDER[-1])) == shapes(Decoder())
+
+
+def test_a_rung_of_the_decoders_ladder_differs_from_the_one_before_in_what_it_is_named_for() -> None:
+    rungs = [yaml.safe_load(file.read_text())["model"]["init_args"]["decoder"]["init_args"] for file in LADDER]
+    changed = [{key for key in after if after[key] != before[key]} for before, after in pairwise(rungs)]
+    assert changed == [
+        {"middle_attention"},
+        {"stages"},
+        {"stages"},
+        {"convolution"},
+        {"stages", "middle_blocks"},
+        {"shortcut"},
+    ]
 
 
 @pytest.mark.parametrize("file", TRAINING, ids=lambda file: file.stem)

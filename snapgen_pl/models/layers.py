@@ -1,4 +1,4 @@
-"""Building blocks of the UNet: convolutions, residual blocks, transformer attachments, time embedding.
+"""Building blocks of UNet and decoder: convolutions, residual blocks, transformer attachments, time embedding.
 
 Everything runs in channels_last, where flattening (B, C, H, W) to (B, S, C) for the transformer is a view.
 """
@@ -148,11 +148,11 @@ class Transformer(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling and a dense 3x3 convolution."""
+    """Nearest-neighbour doubling and a 3x3 convolution: dense in the UNet, of either kind in the decoder."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, kind: Convolution = "dense") -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = conv3x3(kind, channels, channels)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 2H, 2W)."""

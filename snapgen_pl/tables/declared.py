@@ -1,16 +1,18 @@
 """What configurations declare, and what was measured of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from torch import nn
 
 from snapgen_pl.experiments import experiments_dir
 from snapgen_pl.metrics.fid_report import FIDReport, check_comparable, read_report
-from snapgen_pl.models.count import Cost, count
+from snapgen_pl.models.count import Cost, count, count_module
+from snapgen_pl.models.decoder import Decoder
 from snapgen_pl.models.denoiser import Denoiser
 
 CLASS_TEXT_TOKENS = 77
@@ -23,13 +25,26 @@ def declared_denoiser(*files: Path, **arguments: int) -> Denoiser:
         files: YAML with ``model.init_args.denoiser``, a base before its deltas: what comes later wins.
         arguments: of the denoiser, in place of the files'.
     """
+    denoiser = _declared(Denoiser, "denoiser", files, arguments)
+    assert isinstance(denoiser, Denoiser)
+    return denoiser
+
+
+def declared_decoder(*files: Path, **arguments: int) -> Decoder:
+    """The decoder that configurations declare as ``model.init_args.decoder``; otherwise as a denoiser's."""
+    decoder = _declared(Decoder, "decoder", files, arguments)
+    assert isinstance(decoder, Decoder)
+    return decoder
+
+
+def _declared(kind: type[nn.Module], name: str, files: Sequence[Path], arguments: Mapping[str, int]) -> nn.Module:
     parser = ArgumentParser()
-    parser.add_subclass_arguments(Denoiser, "denoiser")
-    declared = [yaml.safe_load(file.read_text(encoding="utf-8"))["model"]["init_args"]["denoiser"] for file in files]
+    parser.add_subclass_arguments(kind, name)
+    declared = [yaml.safe_load(file.read_text(encoding="utf-8"))["model"]["init_args"][name] for file in files]
     given = {key: value for each in declared for key, value in each.get("init_args", {}).items()}
-    denoiser = {"class_path": declared[-1]["class_path"], "init_args": given | arguments}
+    network = {"class_path": declared[-1]["class_path"], "init_args": given | dict(arguments)}
     with torch.device("meta"):
-        built: Denoiser = parser.instantiate(parser.parse_object({"denoiser": denoiser})).denoiser
+        built: nn.Module = getattr(parser.instantiate(parser.parse_object({name: network})), name)
     return built
 
 
@@ -44,6 +59,18 @@ def declared_cost(*files: Path, size: int, tokens: int, **arguments: int) -> Cos
         arguments: as in :func:`declared_denoiser`.
     """
     return count(declared_denoiser(*files, **arguments), size, tokens)
+
+
+def declared_decoder_cost(*files: Path, size: int, **arguments: int) -> Cost:
+    """What a decoder that configurations declare costs, by the convention of published decoders.
+
+    Args:
+        files: as in :func:`declared_decoder`.
+        size: side of the latent.
+        arguments: as in :func:`declared_decoder`.
+    """
+    decoder = declared_decoder(*files, **arguments)
+    return count_module(decoder, torch.empty(1, decoder.in_channels, size, size), convention="decoder")
 
 
 def measured_fids(reports: Path | None) -> Mapping[str, float]:

@@ -71,3 +71,37 @@ IMAGENET256 = (
 )
 
 NOT_REPRODUCED = "SnapGen's 2.06 is not reproduced here: see `table cost` for what it takes."
+
+
+class PublishedDecoder(NamedTuple):
+    """A rung of the ladder from SD3's decoder to SnapGen's; figures as SnapGen's authors print them (arXiv 2412.09619).
+
+    Attributes:
+        key: names its records.
+        rung: what it changes.
+        file: the rung's YAML under experiments/decoder/ladder, without its ending.
+        channels: of the latent.
+        params_m: millions of parameters; None where none are reported.
+        gflops: of an image of 1024 px, in truth multiply-accumulates in billions.
+        psnr: of reconstructions, in dB.
+    """
+
+    key: str
+    rung: str
+    file: str
+    channels: int = 16
+    params_m: float | None = None
+    gflops: float | None = None
+    psnr: float | None = None
+
+
+DECODERS = (
+    PublishedDecoder("sdxl", "SDXL", "1_sd3", 4, 49.49, 4970, 24.89),
+    PublishedDecoder("sd3", "SD3", "1_sd3", 16, 49.55, 4970, 27.92),
+    PublishedDecoder("no_attention", "no attention", "2_no_attention"),
+    PublishedDecoder("minimal_norm", "norms in the middle and before the output alone", "3_minimal_norm"),
+    PublishedDecoder("thinner", "thinner", "4_thinner"),
+    PublishedDecoder("separable", "separable convolutions", "5_separable"),
+    PublishedDecoder("fewer_blocks", "fewer blocks in the finest stages", "6_fewer_blocks"),
+    PublishedDecoder("snapgen", "no convolution in shortcuts: SnapGen", "7_reference", 16, 1.38, 224, 27.85),
+)

@@ -6,13 +6,14 @@ from typing import Literal, TypeAlias
 
 from snapgen_pl.tables.ablation import ablation_table
 from snapgen_pl.tables.cost import cost_table
+from snapgen_pl.tables.decoder import decoder_table
 from snapgen_pl.tables.distillation import distillation_table
 from snapgen_pl.tables.emoji import emoji_table
 from snapgen_pl.tables.imagenet256 import imagenet256_table
 from snapgen_pl.tables.layout import Format, Table
 from snapgen_pl.tables.steps import steps_table
 
-Name: TypeAlias = Literal["imagenet256", "ablation", "emoji", "distillation", "steps", "cost"]
+Name: TypeAlias = Literal["imagenet256", "ablation", "emoji", "distillation", "steps", "decoder", "cost"]
 
 _TABLES: dict[Name, Callable[[Path | None], Table]] = {
     "imagenet256": imagenet256_table,
@@ -20,6 +21,7 @@ _TABLES: dict[Name, Callable[[Path | None], Table]] = {
     "emoji": emoji_table,
     "distillation": distillation_table,
     "steps": steps_table,
+    "decoder": decoder_table,
     "cost": cost_table,
 }
 
@@ -34,7 +36,8 @@ def table(
     Args:
         name: ``imagenet256`` has SnapGen beside its peers, ``ablation`` the way from SDXL's UNet to SnapGen's,
             ``emoji`` both in small as measured here, ``distillation`` students of one teacher in small, ``steps``
-            generators of few steps made of one of them, ``cost`` what the large ones take.
+            generators of few steps made of one of them, ``decoder`` the way from SD3's decoder to SnapGen's, ``cost``
+            what the large ones take.
         format: Markdown, JSON or CSV.
         reports: the folder of measurements to show, ``<row>.json`` each; by default the published experiments' own.
 

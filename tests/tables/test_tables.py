@@ -3,6 +3,7 @@ import io
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,37 @@ def test_every_model_of_the_imagenet_table_counts_as_published(imagenet256: list
         "fid_published",
         "fid_measured",
     ]
+
+
+def test_the_decoders_count_as_published_and_every_step_saves() -> None:
+    """The totals of SDXL, SD3 and SnapGen are those of section 2 of the notes on the paper, counted elsewhere."""
+    rows = {row["decoder"]: row for row in json.loads(table("decoder", "json"))}
+    assert {key: (rows[key]["params_m"], rows[key]["gflops_1024"]) for key in ("sdxl", "sd3", "snapgen")} == {
+        "sdxl": (49.4902, 4969.94),
+        "sd3": (49.5455, 4970.85),
+        "snapgen": (1.3834, 224.96),
+    }
+    for before, after in pairwise(list(rows.values())[1:]):
+        assert after["params_m"] < before["params_m"]
+        assert after["gflops_1024"] < before["gflops_1024"]
+    for row in rows.values():
+        if row["params_m_published"] is not None:
+            assert row["params_m"] == pytest.approx(row["params_m_published"], rel=0.005), row["decoder"]
+            assert row["gflops_1024"] == pytest.approx(row["gflops_1024_published"], rel=0.005), row["decoder"]
+        assert (row["psnr_measured"], row["seconds"]) == (None, None)
+
+
+def test_what_was_measured_of_a_decoder_stands_beside(tmp_path: Path) -> None:
+    (tmp_path / "snapgen.json").write_text(json.dumps({"psnr": 26.5, "seconds": 1.25}))
+    measured = [(row["psnr_measured"], row["seconds"]) for row in json.loads(table("decoder", "json", tmp_path))]
+    assert measured == [(None, None)] * 7 + [(26.5, 1.25)]
+    assert "SnapGen | 1.38 / 1.38 | 225 / 224 | 27.85 | 26.50 | 1.25 |" in table("decoder", "md", tmp_path)
+    (tmp_path / "another.json").write_text(json.dumps({"psnr": 26.5, "seconds": 1.25}))
+    with pytest.raises(ValueError, match=r"records of \['another'\]; the table's rows are sdxl, sd3"):
+        table("decoder", "md", tmp_path)
+    (tmp_path / "another.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"another\.json is no record of a decoder"):
+        table("decoder", "md", tmp_path)
 
 
 def test_csv_holds_what_json_does(imagenet256: list[Row]) -> None:
