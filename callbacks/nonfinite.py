@@ -61,8 +61,8 @@ class NonFinite(L.Callback):
         if not finite.all():
             name = names[int(finite.argmin())]
             raise FloatingPointError(
-                f"{int((1 - finite).sum())} of {len(names)} parameters are not finite at step {trainer.global_step}, the "
-                f"first is {name}: no checkpoint was written, the one before stands. {_REMEDY}"
+                f"{int((1 - finite).sum())} of {len(names)} parameters are not finite at step {trainer.global_step}, "
+                f"the first is {name}: no checkpoint was written, the one before stands. {_REMEDY}"
             )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
