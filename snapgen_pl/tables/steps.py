@@ -120,10 +120,10 @@ def _notes(runs: Sequence[RowRecord]) -> str:
     beside = ", ".join(f"{name} {scores[QUALITY].value:.2f}" for name, scores in report.controls.items()
                        if QUALITY in scores)  # fmt: skip
     text = (
-        f"{report.measurement['samples']} samples for captions of training images. The student is drawn by Euler, "
-        "in 28 steps under guidance 3, in fewer under the best of 1, 2 and 3; generators of few steps are not guided. Won "
-        "back is the share of what the student loses from 28 steps to 4. Diversity is the mean pairwise LPIPS "
-        f"(AlexNet) of 16 images of a held-out caption, over 20 captions. {QUALITY} beside images of known quality: "
+        f"{report.measurement['samples']} samples for held-out captions. The student is drawn by Euler, in 28 steps "
+        "under guidance 3, in fewer under the best of 1, 2 and 3; generators of few steps are not guided. Won back is "
+        "the share of what the student loses from 28 steps to 4. Diversity is the mean pairwise LPIPS (AlexNet) of "
+        f"16 images of a held-out caption, over 20 captions. {QUALITY} beside images of known quality: "
         f"{beside}. An image is timed alone, on one core. Drawn on {machines(runs)}."
     )
     return textwrap.fill(text, 120)
