@@ -40,8 +40,8 @@ class RunPage(L.Callback):
 
     Args:
         metrics: tags that rank runs in the HPARAMS tab, by their latest value.
-        charts: of the CUSTOM SCALARS tab: the tags of each, as regular expressions. Modules that distil get one more a
-            term, and one of it by time.
+        charts: of the CUSTOM SCALARS tab: the tags of each, as regular expressions. Each term that a module has
+            ``charted`` besides the task's gets one more, and one of it by time.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ def hyperparameters(config: Value) -> dict[str, bool | int | float | str]:
 
 
 def _charts_of_terms(pl_module: L.LightningModule) -> dict[str, list[str]]:
-    terms = [name for name in getattr(pl_module, "validated", ()) if name != "task"]
+    terms = [name for name in getattr(pl_module, "charted", ()) if name != "task"]
     return {name: [f"train/{name}$", f"val/{name}$"] for name in terms} | {
         f"{name} by time": [f"val_{name}_by_t/.*", f"train_by_t/{name}/.*"] for name in terms
     }

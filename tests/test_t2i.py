@@ -156,11 +156,19 @@ def distilled(photos: Path, pipeline: Path, tmp_path_factory: pytest.TempPathFac
         },
         "trainer": {
             **SMALL_TRAINER,
-            "callbacks": [{"class_path": "callbacks.timestep_scaling.TimestepAwareScaling"}],
+            "callbacks": yaml.safe_load((REAL / "kd_timestep_aware.yaml").read_text())["trainer"]["callbacks+"],
         },
     }  # fmt: skip
     files = [REAL / f"{name}.yaml" for name in ("kd_output", "kd_multilevel", "kd_timestep_aware")]
     return run("fit", folder, files, delta)
+
+
+def charts_of(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """The patterns of each chart, and the tags that were written."""
+    events = EventAccumulator(str(folder)).Reload()
+    layout = Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
+    return charts, events.Tags()["scalars"]
 
 
 def test_the_real_student_becomes_a_generator_of_four_steps(distilled: Path, tmp_path: Path) -> None:
@@ -175,8 +183,10 @@ def test_the_real_student_becomes_a_generator_of_four_steps(distilled: Path, tmp
     folder = run("fit", tmp_path, [REAL / "kd_output.yaml", STEP / "four_step.yaml"], delta)
     saved = torch.load(folder / "last.ckpt", weights_only=True)
     assert saved["steps"] == {"generator": 1, "discriminator": 1}
-    scalars = EventAccumulator(str(folder)).Reload().Tags()["scalars"]
+    charts, scalars = charts_of(folder)
     assert {"train/d_real", "train/d_fake", "train/adversarial", "train/lambda", "val/kd"} <= set(scalars)
+    for title in ("kd", "adversarial", "adversarial by time", "d_real by time", "d_fake by time"):
+        assert any(re.match(tag, written) for tag in charts[title] for written in scalars), title
     words = ["generate", "--run", str(folder), "--prompt", "a dog", "--count", "1", "--steps", "4"]
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
 
@@ -189,11 +199,8 @@ def test_the_real_experiments_encode_distil_and_leave_a_checkpoint_without_teach
 
 
 def test_curves_of_the_terms_stand_together(distilled: Path) -> None:
-    events = EventAccumulator(str(distilled)).Reload()
-    layout = Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
-    charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
+    charts, scalars = charts_of(distilled)
     assert {"kd", "kd by time", "feature", "feature by time"} <= charts.keys()
-    scalars = events.Tags()["scalars"]
     for title in ("kd", "kd by time", "feature", "feature by time"):
         for tag in charts[title]:
             assert any(re.match(tag, written) for written in scalars), (title, tag)

@@ -154,6 +154,11 @@ class Pretrain(L.LightningModule):
         """The names of all terms that validation tells."""
         return self.loss_roles.keys()
 
+    @property
+    def charted(self) -> Collection[str]:
+        """The names of all terms that have curves."""
+        return self.validated
+
     def trained(self) -> list[nn.Module]:
         """What the optimizer trains, the denoiser first."""
         return [self.denoiser, self.conditioner]

@@ -1,6 +1,6 @@
 """Stage three: a distilled student becomes a few-step generator (SnapGen, adversarial step distillation)."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -123,6 +123,11 @@ class StepDistill(Distill):
     def loss_roles(self) -> Mapping[str, Role]:  # type: ignore[override]  # as in Distill
         """By name, the role of every term that the generator is trained on."""
         return {**super().loss_roles, "adversarial": "adversarial"}
+
+    @property
+    def charted(self) -> Collection[str]:
+        """Also what the networks pay against each other."""
+        return (*super().charted, "adversarial", "d_real", "d_fake")
 
     @property
     def turn(self) -> Turn:
