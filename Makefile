@@ -27,6 +27,7 @@ quickstart: install
 experiments: install
 	$(BIN)/python -m benchmarks.emoji_table
 	$(BIN)/python -m benchmarks.emoji_distillation
+	$(BIN)/python -m benchmarks.emoji_steps
 
 format: install
 	$(BIN)/ruff format $(SOURCES)
