@@ -7,13 +7,14 @@ are made of it; what has a record is not done again. ``python -m snapgen_pl tabl
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import torch
 from jsonargparse import auto_cli
+from torch import Tensor
 
 from benchmarks import emoji_distillation
 from benchmarks.rows import TrainedRow
@@ -117,7 +118,7 @@ def time_images(student: Path, generator: Path, path: Path) -> None:
     of_student, of_generator = drawn_from(student), drawn_from(generator)
     request = Request(Texts((held_out_captions(1)[0],), {}), torch.tensor([0]))
     guided, plain = Guidance(MANY_STEPS[0]), Guidance()
-    subjects: Mapping[str, partial[object]] = {
+    subjects: dict[str, partial[Tensor]] = {
         row: partial(of_student.sample, request, Euler(steps, SHIFT), guided) for row, steps in UNDISTILLED.items()
     } | {
         "four_step": partial(of_generator.sample, request, Euler(4, SHIFT), plain),

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse import auto_cli
+from torch import nn
 
 from benchmarks.cuda import median_step_s
 from benchmarks.timing import Environment, environment
@@ -28,7 +29,8 @@ from snapgen_pl.models.denoiser import Conditioning
 from snapgen_pl.models.discriminator import Discriminator, HeadInput
 from snapgen_pl.models.mmdit import MMDiT
 from snapgen_pl.models.unet import Block, Stage, UNet
-from snapgen_pl.modules.step_distill import StepDistill, Turn
+from snapgen_pl.modules.step_distill import StepDistill
+from snapgen_pl.modules.turns import Turn
 from snapgen_pl.teachers.teacher import Teacher
 
 TURNS: tuple[Turn, ...] = ("discriminator", "generator")
@@ -148,7 +150,10 @@ def build(size: Size, device: torch.device = torch.device("cuda")) -> StepDistil
 
 def measure(module: StepDistill, turn: Turn, batch: int, rounds: int, device: torch.device) -> TurnRecord:
     """Steps of one network, the other one frozen."""
-    networks = {"generator": module.trained(), "discriminator": [module.discriminator]}
+    networks: dict[Turn, list[nn.Module]] = {
+        "generator": module.trained(),
+        "discriminator": [module.discriminator],
+    }
     for name, parts in networks.items():
         for part in parts:
             part.requires_grad_(name == turn)

@@ -19,7 +19,9 @@ from snapgen_pl.models.peers.uvit import UViT
 from snapgen_pl.models.unet import UNet
 from snapgen_pl.tables.declared import declared_decoder, declared_denoiser
 from snapgen_pl.tables.published import ABLATION, DECODERS
-from tests import sample_run
+from tests import decoder_run, distilled_run, sample_run
+from tests.metrics.lpips_files import random_files
+from tests.tiny_kl import kl
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 ROWS = sorted((EXPERIMENTS / "imagenet256" / "ablation").glob("*.yaml"))
@@ -40,7 +42,10 @@ WHOLE = [file for file in sorted(EXPERIMENTS.rglob("*.yaml")) if file not in DEL
 ENCODING = [file for file in WHOLE if file.stem.startswith("encode")]  # tests/test_encode.py, tests/test_t2i.py
 DRAWING = [file for file in WHOLE if file.parent.name == "released"]  # tests/modules/test_released.py
 TRAINING = [file for file in WHOLE if file not in [*ENCODING, *DRAWING]]
-TRAINING_ON_LABELS = [file for file in TRAINING if file.parent not in TEXTS]  # the others: tests/test_t2i.py
+DECODERS_TRAINED = [EXPERIMENTS / "decoder" / "tiny.yaml", EXPERIMENTS / "emoji" / "decoder.yaml"]
+TRAINING_ON_LABELS = [  # those on texts: tests/test_t2i.py
+    file for file in TRAINING if file.parent not in TEXTS and file not in DECODERS_TRAINED
+]
 
 # What makes a run small without touching what the file says of its method.
 SMALL_RUN = {
@@ -104,6 +109,44 @@ def test_an_experiment_trains_at_small_size(file: Path, images: Path, tmp_path: 
         small |= CLASS_TEXTS | EMBEDDED
     assert fit([file], images, tmp_path, small) == 0
     assert (tmp_path / "small" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("file", DECODERS_TRAINED, ids=lambda file: file.stem)
+def test_a_decoder_trains_at_small_size(file: Path, tmp_path: Path) -> None:
+    """The discriminator joins after the first step; the autoencoder and LPIPS are real classes with random weights."""
+    photos = decoder_run.draw_photos(tmp_path / "photos")
+    settings = yaml.safe_load(file.read_text())["model"]["init_args"]
+    backbone = settings["lpips_backbone"]
+    files = random_files(tmp_path, backbone)
+    small = {
+        "name": "small",
+        "runs": str(tmp_path),
+        "data.source": "snapgen_pl.data.image_folder.ImageFolder",
+        "data.source.root": str(photos),
+        "data.image_size": "32",
+        "data.batch_size": "4",
+        "data.workers": "0",
+        "model.lpips_files.trunk": str(files.trunk),
+        "model.lpips_files.heads": str(files.heads),
+        "model.discriminator.width": "32",
+        "model.discriminator.layers": "2",
+        "model.adversarial_from": "4",
+        "trainer.max_steps": "3",
+        "trainer.val_check_interval": "3",
+        "trainer.precision": "32-true",
+        "trainer.accelerator": "cpu",
+    }
+    if settings["autoencoder"]["class_path"].endswith(".KL"):
+        kl(channels=16).save_pretrained(tmp_path / "vae")
+        small |= {"model.autoencoder.path": str(tmp_path),
+                  "model.decoder.stages": "[{channels: 32, blocks: 1}, {channels: 32, blocks: 1}, "
+                  "{channels: 32, blocks: 1}]"}  # fmt: skip
+    assert main(["fit", "--config", str(file), *flags(small)]) == 0
+    saved = torch.load(tmp_path / "small" / "last.ckpt", weights_only=True)
+    assert saved["steps"] == {"generator": 2, "discriminator": 1}
+    assert {name.split(".")[0] for name in saved["ema"]["weights"]} == {"decoder"}
+    measured = distilled_run.scalars(tmp_path / "small")
+    assert {f"val/{name}{of}" for name in ("psnr", "ssim", "lpips") for of in ("", "_full")} <= measured.keys()
 
 
 @pytest.mark.parametrize("file", PEERS, ids=lambda file: file.stem)

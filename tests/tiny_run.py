@@ -114,15 +114,23 @@ class KillAt(L.Callback):
         os.kill(os.getpid(), self.number)
 
 
-def callbacks_of_a_run(every_n_steps: int) -> list[L.Callback]:
-    return [EMA(half_life_images=50), NonFinite(), RngState(), Termination(), LastCheckpoint(every_n_steps)]
+def callbacks_of_a_run(every_n_steps: int, averaged: tuple[str, ...]) -> list[L.Callback]:
+    ema = EMA(half_life_images=50, modules=averaged)
+    return [ema, NonFinite(), RngState(), Termination(), LastCheckpoint(every_n_steps)]
 
 
 def trainer_for(
-    folder: Path, steps: int, every_n_steps: int = 4, accumulate: int = 1, ours: bool = True, **options: Any
+    folder: Path,
+    steps: int,
+    every_n_steps: int = 4,
+    accumulate: int = 1,
+    ours: bool = True,
+    averaged: tuple[str, ...] = ("denoiser", "conditioner"),
+    **options: Any,
 ) -> L.Trainer:
     """A trainer with the given callbacks and, unless told otherwise, those of a run."""
-    options["callbacks"] = [*options.get("callbacks", ()), *(callbacks_of_a_run(every_n_steps) if ours else ())]
+    own = callbacks_of_a_run(every_n_steps, averaged) if ours else []
+    options["callbacks"] = [*options.get("callbacks", ()), *own]
     defaults: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,

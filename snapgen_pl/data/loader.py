@@ -167,14 +167,16 @@ class ImageSamples(Dataset[ImageBatch]):
 
     def __getitems__(self, samples: list[Sample]) -> ImageBatch:
         """The batch of ``samples``; PyTorch's loaders call this instead of asking for one at a time."""
-        image_BCHW = torch.stack(
-            [to_pixels(centre_crop(self.images.load(sample.image), self.image_size)) for sample in samples]
-        )
+        image_BCHW = torch.stack([self.pixels(sample) for sample in samples])
         position_B = torch.tensor([sample.position for sample in samples])
         if self.flip_seed is not None:
             image_BCHW = random_flip(image_BCHW, position_B, self.flip_seed)
         conditions = self.conditions.batch([sample.image for sample in samples])
         return ImageBatch(image_BCHW, conditions, position_B, _taught(self.taught, samples))
+
+    def pixels(self, sample: Sample) -> Tensor:
+        """One image, cropped: uint8 (3, H, W)."""
+        return to_pixels(centre_crop(self.images.load(sample.image), self.image_size))
 
 
 class LatentSamples(Dataset[LatentBatch]):

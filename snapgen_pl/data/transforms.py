@@ -22,6 +22,40 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
+def crop_at(image: Image.Image, size: int, across: float, down: float) -> Image.Image:
+    """A square of ``size`` pixels at the image's own resolution; where a side is shorter, the image is enlarged before.
+
+    Args:
+        image: of any size.
+        size: side of the square, in pixels.
+        across: from 0, at the left edge, to below 1, at the right one.
+        down: likewise, from top to bottom.
+    """
+    scale = max(1.0, size / min(image.size))
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = int(across * (image.width - size + 1)), int(down * (image.height - size + 1))
+    return image.crop((left, top, left + size, top + size))
+
+
+def centre_cut(image: Image.Image, multiple: int, largest: int) -> Image.Image:
+    """The largest central part, not resized, whose sides are multiples of a number of pixels.
+
+    Args:
+        image: of any size.
+        multiple: pixels.
+        largest: no side is longer.
+
+    Raises:
+        ValueError: for an image with a side below ``multiple``.
+    """
+    width, height = (min(side, largest) // multiple * multiple for side in image.size)
+    if not width or not height:
+        raise ValueError(f"an image has {image.width} x {image.height} pixels, less than {multiple} along a side; "
+                         "remove or enlarge it")  # fmt: skip
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
 def to_pixels(image: Image.Image) -> Tensor:
     """An RGB image as uint8 (3, H, W)."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

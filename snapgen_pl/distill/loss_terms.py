@@ -16,13 +16,13 @@ class LossTerm(NamedTuple):
         name: its name in logs.
         role: what a combiner may do with it.
         value_B: fp32, one value a sample, already averaged over C, H and W.
-        weight: of the term in the loss; logs stay unweighted.
+        weight: of the term in the loss, a scalar; logs stay unweighted.
     """
 
     name: str
     role: Role
     value_B: Tensor
-    weight: float = 1.0
+    weight: float | Tensor = 1.0
 
 
 class LossTerms(NamedTuple):

@@ -128,7 +128,7 @@ class TimestepAwareScaling:
 class _Joined(NamedTuple):
     """The terms of one role as one."""
 
-    weight: float
+    weight: float | Tensor
     value_B: Tensor
 
 

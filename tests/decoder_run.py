@@ -1,0 +1,109 @@
+"""The training of a decoder at its smallest: real networks, photographs of any size. Also a script."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from PIL import Image
+
+from snapgen_pl import rng
+from snapgen_pl.autoencoders.kl import KL
+from snapgen_pl.checkpoints import LAST, newest
+from snapgen_pl.data.image_folder import ImageFolder
+from snapgen_pl.data.photo_data import PhotoData
+from snapgen_pl.metrics.lpips_weights import LPIPSFiles
+from snapgen_pl.models.decoder import Decoder, Stage
+from snapgen_pl.models.patch_discriminator import PatchDiscriminator
+from snapgen_pl.modules.decoder import TrainDecoder
+from tests import tiny_run
+from tests.metrics.lpips_files import random_files
+from tests.tiny_kl import kl
+
+PHOTOS, SIDE, BATCH = 16, 32, 4
+ALONE = 3 * BATCH  # images before the discriminator joins
+
+
+def draw_photos(folder: Path) -> Path:
+    """Images of colours that change from place to place, of several sizes."""
+    grids = (rng.uniform(3, 0, torch.arange(PHOTOS), (6, 6, 3)) * 255).to(torch.uint8)
+    for index, grid in enumerate(grids):
+        path = folder / "photos" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = 40 + 7 * (index % 3), 35 + 5 * (index % 4)
+        Image.fromarray(grid.numpy()).resize(size, Image.Resampling.BICUBIC).save(path)
+    return folder
+
+
+def frozen_parts(folder: Path) -> Path:
+    """Saves an autoencoder and weights of LPIPS, random."""
+    kl().save_pretrained(folder / "vae")
+    random_files(folder, "alex")
+    return folder
+
+
+def lpips_files(parts: Path) -> LPIPSFiles:
+    return LPIPSFiles(parts / "alex-trunk.pth", parts / "alex-heads.pth")
+
+
+def photo_data(photos: Path, batch_size: int = BATCH) -> PhotoData:
+    source = ImageFolder(str(photos), validation_fraction=0.25)
+    return PhotoData(multiple=4, largest=48, source=source, image_size=SIDE, batch_size=batch_size, flip=True)
+
+
+def train_decoder(parts: Path, **options: Any) -> TrainDecoder:
+    L.seed_everything(0, verbose=False)
+    return TrainDecoder(
+        Decoder([Stage(32, 1)] * 3, in_channels=4),
+        KL(str(parts / "vae")),
+        PatchDiscriminator(32, layers=2),
+        **{
+            "lpips_backbone": "alex",
+            "lpips_files": lpips_files(parts),
+            "mse_weight": 0.5,
+            "distill_weight": 0.25,
+            "adversarial_from": ALONE,
+            "warmup_images": 2 * BATCH,
+        }
+        | options,
+    )
+
+
+def train(
+    module: TrainDecoder,
+    photos: Path,
+    folder: Path,
+    steps: int,
+    resume: bool = False,
+    data: L.LightningDataModule | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Trains (further) and returns the last checkpoint."""
+    L.seed_everything(123 if resume else 0, verbose=False)
+    trainer = tiny_run.trainer_for(folder, steps, averaged=("decoder",), **options)
+    trainer.fit(module, datamodule=data or photo_data(photos), ckpt_path=newest(folder) if resume else None)
+    return tiny_run.load(folder / LAST)
+
+
+def main() -> None:
+    """Trains on two processes."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("parts", type=Path)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, required=True)
+    arguments = parser.parse_args()
+    train(
+        train_decoder(arguments.parts),
+        arguments.photos,
+        arguments.folder,
+        arguments.steps,
+        devices=2,
+        strategy="ddp_find_unused_parameters_true",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

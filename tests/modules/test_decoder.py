@@ -1,0 +1,293 @@
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+
+from callbacks.losses_by_time import LossesByTime
+from callbacks.tensorboard import RunLogger
+from snapgen_pl.autoencoders.patch_pca import PatchPCA
+from snapgen_pl.checkpoints import LAST
+from snapgen_pl.data.datamodule import ImageData
+from snapgen_pl.data.image_folder import ImageFolder
+from snapgen_pl.data.source import ImageBatch
+from snapgen_pl.images import from_uint8, to_uint8
+from snapgen_pl.metrics.lpips import LPIPS
+from snapgen_pl.metrics.lpips_weights import LPIPSFiles
+from snapgen_pl.models.decoder import Decoder, Stage
+from snapgen_pl.models.patch_discriminator import PatchDiscriminator
+from snapgen_pl.modules.decoder import TrainDecoder
+from tests import decoder_run, distilled_run, tiny_run
+from tests.decoder_run import ALONE, BATCH, SIDE, lpips_files, photo_data, train, train_decoder
+from tests.test_resume import in_own_process
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return decoder_run.draw_photos(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An autoencoder and weights of LPIPS; to be read only."""
+    return decoder_run.frozen_parts(tmp_path_factory.mktemp("parts"))
+
+
+class Steps(L.Callback):
+    """Keeps what each batch did to both networks."""
+
+    def __init__(self) -> None:
+        self.terms: list[set[str]] = []
+        self.moved: list[set[str]] = []
+        self.with_gradients: list[set[str]] = []
+        self._before: dict[str, Tensor] = {}
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        self._before = {name: weight.detach().clone() for name, weight in pl_module.named_parameters()}
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        found = {name.split(".")[0] for name, weight in pl_module.named_parameters() if weight.grad is not None}
+        self.with_gradients.append(found)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: object) -> None:
+        assert not outputs["terms"].t_B.any()
+        self.terms.append({term.name for term in outputs["terms"].terms})
+        weights = dict(pl_module.named_parameters())
+        self.moved.append(
+            {n.split(".")[0] for n, weight in weights.items() if not torch.equal(weight, self._before[n])}
+        )
+
+
+def ready(photos: Path, parts: Path, folder: Path, **options: Any) -> tuple[TrainDecoder, ImageBatch]:
+    """A module after a step of each network, and the first training batch."""
+    module = train_decoder(parts, **{"adversarial_from": 0, "warmup_images": 0, **options})
+    train(module, photos, folder, 2, val_check_interval=None)
+    data = photo_data(photos)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert isinstance(batch, ImageBatch)
+    return module.train(), batch
+
+
+RECONSTRUCTION = {"l1", "mse", "lpips", "distill"}
+
+
+def test_the_decoder_begins_alone_and_then_both_take_turns(photos: Path, parts: Path, tmp_path: Path) -> None:
+    steps = Steps()
+    module = train_decoder(parts, discriminator_steps=2, warmup_images=0)
+    saved = train(module, photos, tmp_path, 9, callbacks=[steps], val_check_interval=None)
+    decoder, discriminator = {"decoder"}, {"discriminator"}
+    assert steps.with_gradients == [decoder] * 3 + [discriminator, discriminator, decoder] * 2
+    assert steps.moved == steps.with_gradients
+    assert steps.terms == [RECONSTRUCTION] * 3 + [*[{"d_real", "d_fake"}] * 2, RECONSTRUCTION | {"adversarial"}] * 2
+    assert module.loss_roles.keys() == RECONSTRUCTION | {"adversarial"}
+    assert (saved["steps"], saved["images_seen"]) == ({"generator": 5, "discriminator": 4}, 5 * BATCH)
+
+
+def test_a_count_within_a_step_takes_effect_after_it(photos: Path, parts: Path, tmp_path: Path) -> None:
+    steps = Steps()
+    module = train_decoder(parts, adversarial_from=BATCH, accumulate=2)
+    train(module, photos, tmp_path, 3, callbacks=[steps], val_check_interval=None)
+    assert steps.terms == [*[RECONSTRUCTION] * 2, *[{"d_real", "d_fake"}] * 2, *[RECONSTRUCTION | {"adversarial"}] * 2]
+
+
+def test_nothing_frozen_is_in_checkpoints_and_the_decoder_alone_is_averaged(
+    photos: Path, parts: Path, tmp_path: Path
+) -> None:
+    saved = train(train_decoder(parts), photos, tmp_path, 4, val_check_interval=None)
+    assert {name.split(".")[0] for name in saved["state_dict"]} == {"decoder", "discriminator"}
+    assert {name.split(".")[0] for name in saved["ema"]["weights"]} == {"decoder"}
+    assert saved["ema"]["images"] == ALONE
+
+
+def test_the_terms_are_those_of_the_method(photos: Path, parts: Path, tmp_path: Path) -> None:
+    module, batch = ready(photos, parts, tmp_path)
+    terms = {term.name: term for term in module.loss_terms(batch).terms}
+    assert [(term.name, term.role, term.weight) for term in list(terms.values())[:4]] == [
+        ("l1", "task", 1.0),
+        ("mse", "task", 0.5),
+        ("lpips", "task", 1.0),
+        ("distill", "kd", 0.25),
+    ]
+    image = batch.image_BCHW / 127.5 - 1
+    raw = module.autoencoder.encode(image).draw(0, batch.position_B)
+    assert not torch.equal(raw, module.autoencoder.encode(image).mean_BCHW)
+    with torch.no_grad():
+        decoded, full = module.decoder(raw), module.autoencoder.decode(raw)
+        logits = module.discriminator(decoded), module.discriminator(image)
+        lpips = LPIPS("alex", lpips_files(parts))(decoded, image)
+    expected = {
+        "l1": (decoded - image).abs().flatten(1).mean(1),
+        "mse": (decoded - image).square().flatten(1).mean(1),
+        "lpips": lpips,
+        "distill": (decoded - full).abs().flatten(1).mean(1),
+        "adversarial": -logits[0].mean(1),
+    }
+    for name, value_B in expected.items():
+        torch.testing.assert_close(terms[name].value_B, value_B, msg=name)
+    d_real, d_fake = module.discriminator_terms(batch).terms
+    torch.testing.assert_close(d_real.value_B, (1 - logits[1]).clamp_min(0).mean(1))
+    torch.testing.assert_close(d_fake.value_B, (1 + logits[0]).clamp_min(0).mean(1))
+
+
+def test_the_adaptive_weight_makes_both_gradients_equally_long(photos: Path, parts: Path, tmp_path: Path) -> None:
+    module, batch = ready(photos, parts, tmp_path, adversarial_weight=0.25)
+    terms = module.loss_terms(batch).terms
+    weight = terms[-1].weight
+    assert isinstance(weight, Tensor)
+    assert not weight.requires_grad
+    last = module.decoder.output[-1]
+
+    def gradient(loss: Tensor) -> Tensor:
+        module.decoder.zero_grad()
+        loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        assert isinstance(last, nn.Conv2d)
+        assert last.weight.grad is not None
+        return last.weight.grad.clone()
+
+    others = sum((term.weight * term.value_B.mean() for term in terms[:-1]), start=torch.zeros(()))
+    rebuilding, fooling = gradient(others).norm(), gradient(terms[-1].value_B.mean()).norm()
+    torch.testing.assert_close(weight, 0.25 * rebuilding / (fooling + 1e-4))
+    torch.testing.assert_close(gradient(weight * terms[-1].value_B.mean()).norm(), 0.25 * rebuilding, rtol=0.05, atol=0)
+    fooled = terms[-1].value_B.mean()
+    assert module.adaptive_weight(1e6 * others, 1e-6 * fooled) == 1e4
+
+
+def test_a_step_of_each_network_does_what_it_is_for(photos: Path, parts: Path, tmp_path: Path) -> None:
+    module, batch = ready(photos, parts, tmp_path)
+
+    def logits() -> tuple[float, float]:
+        """Of images, and of decoded ones."""
+        image = from_uint8(batch.image_BCHW)
+        with torch.no_grad():
+            decoded = module.decoder(module.autoencoder.encode(image).draw(0, batch.position_B))
+            return float(module.discriminator(image).mean()), float(module.discriminator(decoded).mean())
+
+    def descend(network: nn.Module, loss: Tensor) -> None:
+        network.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.optim.SGD(network.parameters(), lr=1e-2).step()
+
+    real, fake = logits()
+    d_real, d_fake = module.discriminator_terms(batch).terms
+    descend(module.discriminator, (d_real.value_B + d_fake.value_B).mean())
+    told_real, told_fake = logits()
+    assert told_real - told_fake > real - fake
+    descend(module.decoder, module.loss_terms(batch).terms[-1].value_B.mean())
+    assert logits()[1] > told_fake
+
+
+@pytest.mark.parametrize("stop", [2, 4, 5])  # before the switch, in the discriminator's first turn, after it
+def test_stopping_and_resuming_across_the_switch_changes_nothing(
+    photos: Path, parts: Path, tmp_path: Path, stop: int
+) -> None:
+    straight = train(train_decoder(parts), photos, tmp_path / "straight", 8)
+    train(train_decoder(parts), photos, tmp_path / "parts", stop)
+    resumed = train(train_decoder(parts), photos, tmp_path / "parts", 8, resume=True)
+    assert resumed["steps"] == {"generator": 5, "discriminator": 3}
+    assert tiny_run.differing(resumed, straight) == []
+
+
+def test_which_term_went_astray_is_said(photos: Path, parts: Path, tmp_path: Path) -> None:
+    module = train_decoder(parts, warmup_images=0)
+    with torch.no_grad():
+        module.discriminator.logit.weight[:] = torch.nan
+    with pytest.raises(FloatingPointError, match="loss term 'd_real' is nan at step"):
+        train(module, photos, tmp_path, 6, every_n_steps=10)
+    assert not (tmp_path / LAST).exists()
+
+
+def test_whole_held_out_photographs_are_measured_also_as_the_autoencoder_decodes_them(
+    photos: Path, parts: Path, tmp_path: Path
+) -> None:
+    logger = RunLogger(str(tmp_path), name="", version="", default_hp_metric=False)
+    module = train_decoder(parts)
+    train(module, photos, tmp_path, 6, logger=logger, log_every_n_steps=1, limit_val_batches=1.0, val_check_interval=3,
+          callbacks=[LossesByTime()])  # fmt: skip
+    scalars = distilled_run.scalars(tmp_path)
+    assert {f"val/{name}{of}" for name in ("psnr", "ssim", "lpips") for of in ("", "_full")} <= scalars.keys()
+    assert {"train/l1", "train/d_real", "train/adversarial", "train/adversarial_weight"} <= scalars.keys()
+    assert (len(scalars["val/psnr"]), len(scalars["val/psnr_full"])) == (2, 1)
+
+    data = photo_data(photos)
+    data.setup("fit")
+    lpips = LPIPS("alex", lpips_files(parts))
+    psnr, distance = [], []
+    for batch in data.val_dataloader():
+        assert isinstance(batch, ImageBatch)
+        image = batch.image_BCHW
+        full = to_uint8(module.autoencoder.decode(module.autoencoder.encode(from_uint8(image)).mean_BCHW))
+        psnr.append(10 * torch.log10(255**2 / (full.float() - image).square().mean()))
+        distance.append(lpips(from_uint8(full), from_uint8(image)))
+    assert len(psnr) > 1
+    (told,) = scalars["val/psnr_full"].values()
+    assert told == pytest.approx(float(torch.stack(psnr).mean()), abs=1e-3)
+    (told,) = scalars["val/lpips_full"].values()
+    assert told == pytest.approx(float(torch.stack(distance).mean()), rel=1e-3)
+
+
+def test_without_lpips_no_weights_are_needed(photos: Path, parts: Path, tmp_path: Path) -> None:
+    missing = LPIPSFiles(Path("nowhere"), Path("nowhere"))
+    with pytest.raises(ValueError, match="nowhere"):
+        train(train_decoder(parts, lpips_files=missing), photos, tmp_path, 1)
+    module = train_decoder(parts, lpips_files=missing, lpips_weight=0.0)
+    train(module, photos, tmp_path, 1, val_check_interval=1)
+    assert (module.lpips, "lpips" in module.loss_roles) == (None, False)
+
+
+def test_squares_of_image_data_serve_too(photos: Path, parts: Path, tmp_path: Path) -> None:
+    data = ImageData(ImageFolder(str(photos)), image_size=SIDE, batch_size=BATCH)
+    assert train(train_decoder(parts), photos, tmp_path, 1, data=data)["images_seen"] == BATCH
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoder": Decoder([Stage(32, 1)] * 3, in_channels=8)}, r"set --model\.decoder\.in_channels 4"),
+        ({"decoder": Decoder([Stage(32, 1)] * 2, in_channels=4)}, "2 pixels of a latent position"),
+        ({"l1_weight": -1.0}, r"'l1': -1\.0"),
+        ({"l1_weight": 0.0, "lpips_weight": 0.0}, "give one above 0"),
+        ({"adversarial_weight": 0.0}, r"adversarial_weight is 0\.0"),
+        ({"warmup_images": 8, "decay_images": 8}, "must come after warmup_images, 8"),
+        ({"accumulate": 0}, "accumulate 0"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_at_once(options: dict[str, Any], message: str) -> None:
+    fitting: dict[str, Any] = {
+        "decoder": Decoder([Stage(32, 1)] * 3, in_channels=4),
+        "autoencoder": PatchPCA(4, 4),
+        "discriminator": PatchDiscriminator(32),
+    }
+    with pytest.raises(ValueError, match=message):
+        TrainDecoder(**fitting | options)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"image_size": 30}, "image_size is 30, not a multiple of the autoencoder's 4"),
+        ({"multiple": 6}, "multiple is 6, not a multiple of the autoencoder's 4"),
+        ({"image_size": 8}, "too small for the discriminator, which takes 12"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused(
+    photos: Path, parts: Path, tmp_path: Path, data: dict[str, int], message: str
+) -> None:
+    given = photo_data(photos)
+    for name, value in data.items():
+        setattr(given, name, value)
+    with pytest.raises(ValueError, match=message):
+        train(train_decoder(parts), photos, tmp_path, 1, data=given)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(photos: Path, parts: Path, tmp_path: Path) -> None:
+    one = train(train_decoder(parts), photos, tmp_path / "one", 7)
+    ran = in_own_process(parts, photos, tmp_path / "two", "--steps", "7", module="tests.decoder_run")
+    assert ran.returncode == 0, ran.stderr
+    two = tiny_run.load(tmp_path / "two" / LAST)
+    assert (two["images_seen"], two["steps"]) == (one["images_seen"], one["steps"])
+    for name, weight in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], weight, atol=1e-5, rtol=1e-5)
