@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -36,8 +36,7 @@ from snapgen_pl.trained_run import open_run
 RESULTS = Path("experiments/results/emoji_steps")
 SPEED = Path("experiments/results/emoji_steps_speed.json")
 SHIFT = 2.0
-FEW_STEPS = (1.0, 2.0, 3.0)  # of guidance, the best of which counts
-MANY_STEPS = (3.0,)
+SCALES = (1.0, 2.0, 3.0)  # of guidance in few steps, the best of which counts
 PROMPTS, IMAGES = 20, 16
 
 
@@ -63,7 +62,7 @@ def main(rows: Sequence[str] = tuple(ROWS), seeds: Sequence[int] = (0,)) -> None
             if row not in UNDISTILLED:
                 trained(row, seed).make(RESULTS, measure=lambda folder: {"diversity": diversity_of(folder)})
     if not SPEED.exists():
-        time_images(student.folder, trained("eight_step", 0).folder, SPEED)
+        time_images(student.folder, trained("four_step", 0).folder, SPEED)
 
 
 def trained(row: str, seed: int) -> TrainedRow:
@@ -75,10 +74,13 @@ def measure_student(student: TrainedRow, row: str) -> None:
     """Records the student as it is, at a row's number of steps, under the guidance that is best there."""
     if record_file(RESULTS, row, 0).exists():
         return
-    sampler = Euler(UNDISTILLED[row], SHIFT)
-    scales = MANY_STEPS if row == MANY else FEW_STEPS
-    reports = _tested(student.folder, sampler, scales)
-    guidance, report = min(reports.items(), key=lambda item: item[1].values[QUALITY].value)
+    model = drawn_from(student.folder)
+    if row == MANY:
+        sampler, guidances = replace(model.sampler, steps=UNDISTILLED[row]), [model.guidance]
+    else:
+        sampler, guidances = Euler(UNDISTILLED[row], SHIFT), [Guidance(scale) for scale in SCALES]
+    report = min(_tested(student.folder, sampler, guidances), key=lambda report: report.values[QUALITY].value)
+    guidance = next(each for each in guidances if repr(each) == report.drawing["guidance"])
     more = {"diversity": diversity_of(student.folder, sampler, guidance)}
     record = student.record()._replace(row=row, recipe=recipe(RECIPES[row]), report=report, more=more)
     print(f"Written to {record.write(RESULTS)}", flush=True)
@@ -117,13 +119,14 @@ def time_images(student: Path, generator: Path, path: Path) -> None:
     torch.set_num_threads(1)
     of_student, of_generator = drawn_from(student), drawn_from(generator)
     request = Request(Texts((held_out_captions(1)[0],), {}), torch.tensor([0]))
-    guided, plain = Guidance(MANY_STEPS[0]), Guidance()
-    subjects: dict[str, partial[Tensor]] = {
-        row: partial(of_student.sample, request, Euler(steps, SHIFT), guided) for row, steps in UNDISTILLED.items()
-    } | {
-        "four_step": partial(of_generator.sample, request, Euler(4, SHIFT), plain),
-        "eight_step": partial(of_generator.sample, request, Euler(8, SHIFT), plain),
-    }
+    guided, plain = Guidance(SCALES[-1]), Guidance()
+    many = replace(of_student.sampler, steps=UNDISTILLED[MANY])
+    subjects: dict[str, partial[Tensor]] = {MANY: partial(of_student.sample, request, many, of_student.guidance)}
+    for row, steps in UNDISTILLED.items():
+        if row != MANY:
+            subjects[row] = partial(of_student.sample, request, Euler(steps, SHIFT), guided)
+    for row, steps in {"eight_step": 8, "four_step": 4, "two_step": 2}.items():
+        subjects[row] = partial(of_generator.sample, request, Euler(steps, SHIFT), plain)
     where = environment("benchmarks.emoji_steps")
     timings = interleave(subjects, rounds=9)
     record = {
@@ -134,17 +137,17 @@ def time_images(student: Path, generator: Path, path: Path) -> None:
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def _tested(run: Path, sampler: Euler, scales: Sequence[float]) -> dict[Guidance, FIDReport]:
+def _tested(run: Path, sampler: Sampler, guidances: Sequence[Guidance]) -> list[FIDReport]:
     """The report of the run's samples under each guidance."""
-    drawn = f"[{{class_path: snapgen_pl.flow.samplers.Euler, init_args: {{steps: {sampler.steps}, shift: {SHIFT}}}}}]"
+    class_path = f"{type(sampler).__module__}.{type(sampler).__qualname__}"
+    drawn = [{"class_path": class_path, "init_args": asdict(sampler)}]
     words = ["--run", str(run), "--config", str(FOLDER / "measure_student.yaml")]
-    words += ["--trainer.callbacks.init_args.samplers", drawn]
-    words += ["--trainer.callbacks.init_args.guidances", json.dumps([{"scale": scale} for scale in scales])]
+    words += ["--trainer.callbacks.init_args.samplers", json.dumps(drawn)]
+    words += ["--trainer.callbacks.init_args.guidances", json.dumps([asdict(each) for each in guidances])]
     subprocess.run([sys.executable, "-m", "snapgen_pl", "test", *words], check=True)  # what has a report is left alone
     reports = [read_report(file) for file in sorted((run / "reports").glob("*.json"))]
-    by_guidance = {report.drawing["guidance"]: report for report in reports
-                   if report.drawing["sampler"] == repr(sampler)}  # fmt: skip
-    return {Guidance(scale): by_guidance[repr(Guidance(scale))] for scale in scales}
+    wanted = {(repr(sampler), repr(guidance)) for guidance in guidances}
+    return [report for report in reports if (report.drawing["sampler"], report.drawing["guidance"]) in wanted]
 
 
 if __name__ == "__main__":

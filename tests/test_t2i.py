@@ -389,7 +389,13 @@ def test_a_row_of_the_emojis_distillation_trains_at_small_size(
 
 @pytest.mark.parametrize(
     "row",
-    ["four_step", *(pytest.param(row, marks=pytest.mark.slow) for row in ("eight_step", "s_only", "adversarial_only"))],
+    [
+        "four_step",
+        *(
+            pytest.param(row, marks=pytest.mark.slow)
+            for row in ("eight_step", "two_step", "s_only", "adversarial_only")
+        ),
+    ],
 )
 def test_a_row_of_the_emojis_step_distillation_trains_at_small_size(
     photos: Path, emoji_texts: Path, emoji_teacher: Path, tmp_path: Path, row: str
@@ -410,7 +416,7 @@ def test_a_row_of_the_emojis_step_distillation_trains_at_small_size(
     delta["trainer"]["callbacks"] = [each for each in callbacks if "callbacks.sample_" not in each["class_path"]]
     folder = run("fit", tmp_path, files, delta)
     config = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
-    assert config["sampler"]["init_args"]["steps"] == (8 if row == "eight_step" else 4)
+    assert config["sampler"]["init_args"]["steps"] == {"eight_step": 8, "two_step": 2}.get(row, 4)
     if row == "s_only":
         assert config["timesteps"]["init_args"]["times"] == Renoising(**config["sampler"]["init_args"]).times()
     assert main(["generate", "--run", str(folder), "--prompt", "a red apple, 3d style", "--count", "1", "--out",

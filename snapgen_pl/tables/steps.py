@@ -14,17 +14,20 @@ FOLDER = experiments_dir() / "emoji" / "step"
 STUDENT = "multilevel"
 QUALITY = "kid_effnet"
 # Of the student as it is, by the steps of its sampler.
-MANY, UNDISTILLED = "student_28", {"student_28": 28, "student_8": 8, "student_4": 4}
-BEFORE = "student_4"
+MANY, UNDISTILLED = "student_28", {"student_28": 28, "student_8": 8, "student_4": 4, "student_2": 2}
 ROWS = {
     MANY: "the student, 28 steps, guided",
     "student_8": "the student, 8 steps, guided",
-    BEFORE: "the student, 4 steps, guided",
+    "student_4": "the student, 4 steps, guided",
+    "student_2": "the student, 2 steps, guided",
+    "eight_step": "8 steps: adversarial and S",
     "four_step": "4 steps: adversarial and S",
     "s_only": "4 steps: S alone",
     "adversarial_only": "4 steps: adversarial alone",
-    "eight_step": "8 steps: adversarial and S",
+    "two_step": "2 steps: adversarial and S",
 }
+# The student in as many steps as a generator of it.
+BEFORE = {row: "student_4" for row in ROWS} | {"eight_step": "student_8", "two_step": "student_2"}
 _FIRST = "four_step"
 _ALIKE = ("precision", "decoder")
 
@@ -56,9 +59,9 @@ def steps_table(reports: Path | None) -> Table:
 
 
 def won_back(row: str, quality: Mapping[str, Spread]) -> float | None:
-    """(K_4 - K) / (K_4 - K_28): the share of what the student loses from 28 steps to 4 that a row has not lost."""
-    lost, best, own = quality[BEFORE].mean, quality[MANY].mean, quality[row].mean
-    if lost is None or best is None or own is None:
+    """(K_n - K) / (K_n - K_28): the share of what the student loses from 28 steps to a row's n that it has not lost."""
+    lost, best, own = quality[BEFORE[row]].mean, quality[MANY].mean, quality[row].mean
+    if row in UNDISTILLED or lost is None or best is None or own is None:
         return None
     return (lost - own) / (lost - best)
 
@@ -120,9 +123,9 @@ def _notes(runs: Sequence[RowRecord]) -> str:
     beside = ", ".join(f"{name} {scores[QUALITY].value:.2f}" for name, scores in report.controls.items()
                        if QUALITY in scores)  # fmt: skip
     text = (
-        f"{report.measurement['samples']} samples for held-out captions. The student is drawn by Euler, in 28 steps "
-        "under guidance 3, in fewer under the best of 1, 2 and 3; generators of few steps are not guided. Won back is "
-        "the share of what the student loses from 28 steps to 4. Diversity is the mean pairwise LPIPS (AlexNet) of "
+        f"{report.measurement['samples']} samples for held-out captions. The student is drawn in 28 steps by its own "
+        "sampler and guidance, in fewer by Euler under the best of 1, 2 and 3; generators of few steps are not guided. "
+        "Won back is the share of what the student loses from 28 steps to as few. Diversity is the mean pairwise LPIPS (AlexNet) of "
         f"16 images of a held-out caption, over 20 captions. {QUALITY} beside images of known quality: "
         f"{beside}. An image is timed alone, on one core. Drawn on {machines(runs)}."
     )
