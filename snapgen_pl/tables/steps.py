@@ -27,7 +27,7 @@ ROWS = {
     "two_step": "2 steps: adversarial and S",
 }
 # The student in as many steps as a generator of it.
-BEFORE = {row: "student_4" for row in ROWS} | {"eight_step": "student_8", "two_step": "student_2"}
+BEFORE = dict.fromkeys(ROWS, "student_4") | {"eight_step": "student_8", "two_step": "student_2"}
 _FIRST = "four_step"
 _ALIKE = ("precision", "decoder")
 
@@ -125,8 +125,8 @@ def _notes(runs: Sequence[RowRecord]) -> str:
     text = (
         f"{report.measurement['samples']} samples for held-out captions. The student is drawn in 28 steps by its own "
         "sampler and guidance, in fewer by Euler under the best of 1, 2 and 3; generators of few steps are not guided. "
-        "Won back is the share of what the student loses from 28 steps to as few. Diversity is the mean pairwise LPIPS (AlexNet) of "
-        f"16 images of a held-out caption, over 20 captions. {QUALITY} beside images of known quality: "
+        "Won back is the share of what the student loses from 28 steps to as few. Diversity is the mean pairwise LPIPS "
+        f"(AlexNet) of 16 images of a held-out caption, over 20 captions. {QUALITY} beside images of known quality: "
         f"{beside}. An image is timed alone, on one core. Drawn on {machines(runs)}."
     )
     return textwrap.fill(text, 120)
