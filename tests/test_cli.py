@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from snapgen_pl.__main__ import main
+from snapgen_pl.tables.table import Name
 from tests.tiny_cli import CLASSES, config, delta
 
 
@@ -350,7 +352,7 @@ def test_generate_writes_over_nothing(trained: Path, tmp_path: Path, capsys: pyt
 
 def test_a_verb_without_configs_tells_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert "error: name: is required\n" in fails(capsys, 2, "table")
-    wanted = "'imagenet256' or 'ablation' or 'emoji' or 'distillation' or 'cost'"
+    wanted = " or ".join(repr(name) for name in get_args(Name))
     assert f"error: name: expected {wanted}, got 'ablatoin'\n" in fails(capsys, 2, "table", "ablatoin")
 
 
