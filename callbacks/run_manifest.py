@@ -35,9 +35,9 @@ class RunManifest(L.Callback):
 
     Each start holds time, command, step, seed, git commit of the code and whether it was changed since, versions,
     hardware, parameters, the data's fingerprint and classes, the teacher's identity where there is one, and the run
-    whose weights it began with. A resumed
-    run must have the classes that it started with, since labels index them; other data of the same classes, or another
-    teacher, are warned of. A run begun anew in a used folder begins a new manifest.
+    whose weights it began with. A resumed run must have the classes that it started with, since labels index them;
+    other data of the same classes, or another teacher, are warned of. A run begun anew in a used folder begins a new
+    manifest.
     """
 
     @rank_zero_only

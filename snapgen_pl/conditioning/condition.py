@@ -1,6 +1,6 @@
 """What an image is asked for with: the label of its class, or a text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
@@ -53,33 +53,31 @@ def in_words(condition: Condition, classes: Sequence[str]) -> list[str]:
 
 def first(condition: Condition) -> Condition:
     """The condition of the first sample alone."""
-    if isinstance(condition, Tensor):
-        return condition[:1]
-    states = {
-        name: TextStates(
-            state.tokens_BSD[:1],
-            None if state.mask_BS is None else state.mask_BS[:1],
-            None if state.pooled_BP is None else state.pooled_BP[:1],
-        )
-        for name, state in condition.states.items()
-    }
-    return Texts(condition.captions[:1], states, None if condition.kept_BE is None else condition.kept_BE[:1])
+    return _chosen(condition, lambda rows: rows[:1], lambda captions: captions[:1])
 
 
 def rolled(condition: Condition) -> Condition:
     """Each sample with the condition of the one before it, the first with the last's."""
+    return _chosen(condition, lambda rows: rows.roll(1, 0), lambda captions: captions[-1:] + captions[:-1])
+
+
+def _chosen(
+    condition: Condition,
+    rows: Callable[[Tensor], Tensor],
+    captions: Callable[[tuple[str, ...]], tuple[str, ...]],
+) -> Condition:
+    """A condition with other rows; of captions, the same ones."""
     if isinstance(condition, Tensor):
-        return condition.roll(1, 0)
+        return rows(condition)
+
+    def optional(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else rows(tensor)
+
     states = {
-        name: TextStates(
-            state.tokens_BSD.roll(1, 0),
-            None if state.mask_BS is None else state.mask_BS.roll(1, 0),
-            None if state.pooled_BP is None else state.pooled_BP.roll(1, 0),
-        )
+        name: TextStates(rows(state.tokens_BSD), optional(state.mask_BS), optional(state.pooled_BP))
         for name, state in condition.states.items()
     }
-    kept_BE = None if condition.kept_BE is None else condition.kept_BE.roll(1, 0)
-    return Texts(condition.captions[-1:] + condition.captions[:-1], states, kept_BE)
+    return Texts(captions(condition.captions), states, optional(condition.kept_BE))
 
 
 def labels(condition: Condition) -> Tensor:

@@ -16,7 +16,7 @@ from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.photo_data import PhotoData
 from snapgen_pl.data.source import ImageBatch, LatentSet
 from snapgen_pl.distill.adversarial import AdversarialLoss
-from snapgen_pl.distill.loss_terms import LossCombiner, LossTerm, LossTerms, Role, WeightedSum, raw_means
+from snapgen_pl.distill.loss_terms import LossCombiner, LossTerm, LossTerms, Role, WeightedSum
 from snapgen_pl.images import from_uint8, to_uint8
 from snapgen_pl.metrics.lpips import LPIPS
 from snapgen_pl.metrics.lpips_weights import Backbone, LPIPSFiles
@@ -24,8 +24,8 @@ from snapgen_pl.metrics.reconstruction import reconstruction
 from snapgen_pl.models.decoder import Decoder
 from snapgen_pl.models.patch_discriminator import PatchDiscriminator
 from snapgen_pl.modules.frozen import Frozen, make_ready
-from snapgen_pl.modules.pretrain import TrainingStep, rate
-from snapgen_pl.modules.turns import Turns
+from snapgen_pl.modules.pretrain import TrainingStep, check_schedule, rate
+from snapgen_pl.modules.turns import Turns, discriminator_loss
 
 ROLES: Mapping[str, Role] = {"l1": "task", "mse": "task", "lpips": "task", "distill": "kd"}
 DELTA, MOST = 1e-4, 1e4  # of the adaptive weight, latent diffusion's
@@ -115,8 +115,7 @@ class TrainDecoder(L.LightningModule):
                 f"adversarial_weight is {adversarial_weight}, adversarial_from {adversarial_from}; the first must be "
                 "above 0, the second at least 0. To go without, set adversarial_from beyond the run's images"
             )
-        if decay_images is not None and decay_images <= warmup_images:
-            raise ValueError(f"decay_images is {decay_images}; it must come after warmup_images, {warmup_images}")
+        check_schedule(warmup_images, decay_images)
         self.automatic_optimization = False
         self.decoder, self.discriminator, self._autoencoder = decoder, discriminator, Frozen(autoencoder)
         self._weights = {name: weight for name, weight in weights.items() if weight}
@@ -193,10 +192,7 @@ class TrainDecoder(L.LightningModule):
 
     def discriminator_step(self, batch: ImageBatch) -> TrainingStep:
         """What the discriminator pays for a batch."""
-        terms = self.discriminator_terms(batch)
-        combined = WeightedSum()(terms)
-        self.log_dict({f"train/{name}": value for name, value in raw_means(terms).items()})
-        return {"loss": combined.loss, "terms": terms.detached(), "position_B": batch.position_B}
+        return discriminator_loss(self, self.discriminator_terms(batch), batch.position_B)
 
     def loss_terms(self, batch: ImageBatch) -> LossTerms:
         """The terms of the decoder's loss per sample, in fp32; there is no time, so that all times are 0."""

@@ -116,8 +116,7 @@ class Pretrain(L.LightningModule):
         self._autoencoder = Frozen(autoencoder)
         self.image_size, self.timesteps = image_size, timesteps
         self.sampler, self.guidance = sampler, guidance
-        if decay_images is not None and decay_images <= warmup_images:
-            raise ValueError(f"decay_images is {decay_images}; it must come after warmup_images, {warmup_images}")
+        check_schedule(warmup_images, decay_images)
         self.make_optimizer, self.warmup_images, self.decay_images = optimizer, warmup_images, decay_images
         self.seed, self.init_from = seed, init_from
         self.began_from: dict[str, Value] | None = None
@@ -399,6 +398,12 @@ class Pretrain(L.LightningModule):
         if not isinstance(data, ImageData):
             raise ValueError(f"Pretrain needs an ImageData as its data, not {type(data).__name__}")
         return data
+
+
+def check_schedule(warmup_images: int, decay_images: int | None) -> None:
+    """Raises ValueError where :func:`rate` would have fallen before it rose."""
+    if decay_images is not None and decay_images <= warmup_images:
+        raise ValueError(f"decay_images is {decay_images}; it must come after warmup_images, {warmup_images}")
 
 
 def rate(images_seen: int, warmup_images: int, decay_images: int | None) -> float:

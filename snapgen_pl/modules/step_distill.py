@@ -15,7 +15,7 @@ from snapgen_pl.conditioning.condition import Condition, rolled
 from snapgen_pl.conditioning.conditioner import Conditioner
 from snapgen_pl.data.source import Batch
 from snapgen_pl.distill.adversarial import AdversarialLoss, gradient_penalty
-from snapgen_pl.distill.loss_terms import LossTerm, LossTerms, Role, WeightedSum, raw_means
+from snapgen_pl.distill.loss_terms import LossTerm, LossTerms, Role
 from snapgen_pl.flow.path import PathSample, data_from_velocity, sample_path
 from snapgen_pl.flow.samplers import Euler, Sampler
 from snapgen_pl.flow.timesteps import TimestepDensity, TimestepGrid
@@ -24,7 +24,7 @@ from snapgen_pl.models.denoiser import Denoiser, DenoiserOutput
 from snapgen_pl.models.discriminator import Discriminator
 from snapgen_pl.modules.distill import Distill
 from snapgen_pl.modules.pretrain import GOLDEN_RATIO, VALIDATION_SEED, Pretrain, TrainingStep, rate
-from snapgen_pl.modules.turns import Turns
+from snapgen_pl.modules.turns import Turns, discriminator_loss
 from snapgen_pl.rng import Stream
 from snapgen_pl.teachers.teacher import Teacher
 
@@ -143,11 +143,8 @@ class StepDistill(Distill):
 
     def discriminator_step(self, batch: Batch, batch_idx: int) -> TrainingStep:
         """What the discriminator pays for a batch."""
-        terms = self.discriminator_terms(batch, *self.training_sample(batch))
-        combined = WeightedSum()(terms)
-        self.log_dict({f"train/{name}": value for name, value in raw_means(terms).items()})
         self._discriminator_images += len(batch.position_B) * self.trainer.world_size
-        return {"loss": combined.loss, "terms": terms.detached(), "position_B": batch.position_B}
+        return discriminator_loss(self, self.discriminator_terms(batch, *self.training_sample(batch)), batch.position_B)
 
     def terms(self, output: DenoiserOutput, batch: Batch, path: PathSample, condition: Condition) -> list[LossTerm]:
         """Also L_adv, in training."""

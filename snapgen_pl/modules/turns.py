@@ -6,8 +6,10 @@ from typing import Literal, NamedTuple
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from snapgen_pl.distill.loss_terms import LossTerms, WeightedSum, raw_means
 from snapgen_pl.modules.pretrain import TrainingStep
 
 Turn = Literal["generator", "discriminator"]
@@ -86,6 +88,18 @@ class Turns:
         network.optimizer.zero_grad(set_to_none=True)
         network.schedule.step()
         self.steps[turn] += 1
+
+
+def discriminator_loss(module: L.LightningModule, terms: LossTerms, position_B: Tensor) -> TrainingStep:
+    """The weighted sum of what a discriminator pays, each term logged.
+
+    Args:
+        module: whose step it is.
+        terms: per sample.
+        position_B: the samples' places in the stream of images.
+    """
+    module.log_dict({f"train/{name}": value for name, value in raw_means(terms).items()})
+    return {"loss": WeightedSum()(terms).loss, "terms": terms.detached(), "position_B": position_B}
 
 
 class _Network(NamedTuple):

@@ -52,9 +52,10 @@ def steps_table(reports: Path | None) -> Table:
     folder = reports or experiments_dir() / "results" / "emoji_steps"
     runs = read_records(folder, RECIPES, _ALIKE)
     quality = {row: spread(runs[row], QUALITY) for row in ROWS}
-    rows = [_row(row, runs[row], quality, _milliseconds(folder)) for row in ROWS]
+    times = _milliseconds(folder)
+    rows = [_row(row, runs[row], quality, times) for row in ROWS]
     header = ("row", QUALITY, "won back %", "judge top-1 %", "diversity", "ms an image", "training s", "seeds")
-    return Table(rows, header, [_cells(row, runs[row], quality, _milliseconds(folder)) for row in ROWS],
+    return Table(rows, header, [_cells(row, runs[row], quality, times) for row in ROWS],
                  _notes([run for each in runs.values() for run in each]))  # fmt: skip
 
 
