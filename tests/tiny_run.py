@@ -99,6 +99,28 @@ class Tiny(L.LightningModule):
         self.images_seen = checkpoint["images_seen"]
 
 
+class Touched(L.Callback):
+    """Keeps which child modules each batch gave gradients, and which it moved."""
+
+    def __init__(self) -> None:
+        self.with_gradients: list[set[str]] = []
+        self.moved: list[set[str]] = []
+        self._before: dict[str, Tensor] = {}
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        self._before = {name: weight.detach().clone() for name, weight in pl_module.named_parameters()}
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        found = {name.split(".")[0] for name, weight in pl_module.named_parameters() if weight.grad is not None}
+        self.with_gradients.append(found)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        weights = dict(pl_module.named_parameters())
+        self.moved.append(
+            {n.split(".")[0] for n, weight in weights.items() if not torch.equal(weight, self._before[n])}
+        )
+
+
 class KillAt(L.Callback):
     """Sends this process a signal in the middle of a step."""
 

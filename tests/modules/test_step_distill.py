@@ -40,30 +40,18 @@ def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return distill_run.teacher_run(images, tmp_path_factory.mktemp("run"))
 
 
-class Steps(L.Callback):
+class Steps(tiny_run.Touched):
     """Keeps what each step did to both networks."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.terms: list[dict[str, float]] = []
         self.times: list[Tensor] = []
-        self.with_gradients: list[set[str]] = []
-        self.moved: list[set[str]] = []
-        self._before: dict[str, Tensor] = {}
-
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
-        self._before = {name: weight.detach().clone() for name, weight in pl_module.named_parameters()}
-
-    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        found = {name.split(".")[0] for name, weight in pl_module.named_parameters() if weight.grad is not None}
-        self.with_gradients.append(found)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: object) -> None:
+        super().on_train_batch_end(trainer, pl_module)
         self.terms.append({term.name: float(term.value_B.mean()) for term in outputs["terms"].terms})
         self.times.append(outputs["terms"].t_B)
-        weights = dict(pl_module.named_parameters())
-        self.moved.append(
-            {n.split(".")[0] for n, weight in weights.items() if not torch.equal(weight, self._before[n])}
-        )
 
 
 def ready(images: Path, run: Path, folder: Path, **options: Any) -> tuple[StepDistill, Batch]:
