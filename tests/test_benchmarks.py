@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,6 @@ from rich.console import Console
 
 from benchmarks import decoder, latents
 from benchmarks.cuda import throughput
-from benchmarks.memory import peak_bytes
 from benchmarks.networks import SUBJECTS, Subject, feed, forward_backward, materialise
 from benchmarks.timing import Sample, Timing, environment, interleave, summarise
 from benchmarks.unet import cpu_table, main, ratios, run_cpu
@@ -18,6 +19,7 @@ from snapgen_pl.models.peers.dit import DiT
 from snapgen_pl.models.unet import Block, Stage, UNet
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
 
 
 def tiny_unet() -> UNet:
@@ -133,17 +135,28 @@ def test_latents_are_loaded_and_trained_on() -> None:
     assert 0 < report.training.wait_s < report.training.step_s
 
 
+PEAKS = """
+import torch
+from benchmarks.memory import peak_bytes
+
+def hold(mib):
+    for _ in range(2):
+        torch.ones(mib * 2**18)
+
+print(*[peak_bytes(lambda: hold(mib)) for mib in (64, 128, 64)])
+"""
+
+
 def test_peak_memory_is_what_a_call_held_at_once() -> None:
-    """Two buffers of 64 MiB one after the other are one; of the second call nothing is left from the first."""
+    """Two buffers of 64 MiB one after the other are one; of the second call nothing is left from the first.
 
-    def hold(mib: int) -> None:
-        for _ in range(2):
-            torch.ones(mib * 2**18)
-
-    peaks = [peak_bytes(lambda mib=mib: hold(mib)) for mib in (64, 128, 64)]
-    if None in peaks:
+    In a process of its own: whether an allocator gives a buffer's place to the next depends on all that it did before.
+    """
+    ran = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True, cwd=ROOT)
+    peaks = ran.stdout.split()
+    if "None" in peaks:
         pytest.skip("this system does not say")
-    assert [peak / 2**20 for peak in peaks if peak is not None] == pytest.approx([64, 128, 64], abs=8)
+    assert [int(peak) / 2**20 for peak in peaks] == pytest.approx([64, 128, 64], abs=8)
 
 
 def test_the_compared_decoders_have_the_published_sizes() -> None:
