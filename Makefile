@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := snapgen_pl callbacks benchmarks tests
 
-.PHONY: install quickstart experiments format check test test-slow
+.PHONY: install quickstart experiments photographs format check test test-slow
 
 install: $(VENV)/installed
 
@@ -28,6 +28,11 @@ experiments: install
 	$(BIN)/python -m benchmarks.emoji_table
 	$(BIN)/python -m benchmarks.emoji_distillation
 	$(BIN)/python -m benchmarks.emoji_steps
+
+# Decoders of photographs, which apt-get brings; a GPU takes a quarter of an hour, a CPU days.
+photographs: install
+	$(BIN)/python -m benchmarks.photographs
+	$(BIN)/python -m benchmarks.photo_decoders
 
 format: install
 	$(BIN)/ruff format $(SOURCES)

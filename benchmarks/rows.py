@@ -52,6 +52,17 @@ class TrainedRow:
             self.train()
             print(f"Written to {self.record()._replace(more=measure(self.folder)).write(results)}", flush=True)
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to do: its samples are measured."""
+        return (self.folder / METRICS).exists()
+
+    @property
+    def steps(self) -> int:
+        """When it ends; what comes later wins."""
+        declared = [yaml.safe_load(file.read_text(encoding="utf-8")).get("trainer", {}) for file in self.files]
+        return int({key: value for each in declared for key, value in each.items()}["max_steps"])
+
     def train(self) -> None:
         """Trains to the end, from where the run was.
 
@@ -65,13 +76,13 @@ class TrainedRow:
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.recipe, self.folder / RECIPE)
-        if (self.folder / METRICS).exists():
+        if self.ended:
             return
         settings = {"runs": self.folder.parent, "name": self.folder.name, "seed_everything": self.seed}
         settings |= {"model.seed": self.seed, "data.seed": self.seed}
         words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
         if run.exists():
-            words += ["--ckpt_path", str(begin_again(run, self._steps()))]
+            words += ["--ckpt_path", str(begin_again(run, self.steps))]
         configs = [word for file in self.files for word in ("--config", str(file))]
         subprocess.run([sys.executable, "-m", "snapgen_pl", "fit", *configs, *words], check=True)
 
@@ -108,10 +119,6 @@ class TrainedRow:
             raise ValueError(
                 f"{self.folder} was not begun by what {', '.join(map(str, self.files))} declare now; move it away"
             )
-
-    def _steps(self) -> int:
-        first = yaml.safe_load(self.files[0].read_text(encoding="utf-8"))
-        return int(first["trainer"]["max_steps"])
 
 
 def begin_again(run: Run, end: int) -> Path | str:

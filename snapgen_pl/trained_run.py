@@ -63,6 +63,26 @@ class TrainedRun(NamedTuple):
         module.load_state_dict({name: weight for name, weight in self.weights().items() if name.split(".")[0] in parts})
         module.eval()
 
+    def begin(self, parts: Mapping[str, nn.Module], declared: str) -> str:
+        """Puts the averaged weights in a module's parts, by their names there, and says so in a line for the user.
+
+        Args:
+            parts: that begin with the weights.
+            declared: what declares them, for the error.
+
+        Raises:
+            ValueError: where the run's parts are not these.
+        """
+        weights = {name: weight for name, weight in self.weights().items() if name.split(".")[0] in parts}
+        try:
+            nn.ModuleDict(dict(parts)).load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(
+                f"init_from {self.folder}: its networks are not those of this run; declare {declared} as "
+                f"{self.folder / 'config.yaml'} does. {error}"
+            ) from error
+        return f"weights begin with the averaged ones of {self.checkpoint}"
+
     def classes(self) -> tuple[str, ...]:
         """The names of the classes it was trained on; labels index them.
 

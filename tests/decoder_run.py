@@ -14,6 +14,7 @@ from snapgen_pl.autoencoders.kl import KL
 from snapgen_pl.checkpoints import LAST, newest
 from snapgen_pl.data.image_folder import ImageFolder
 from snapgen_pl.data.photo_data import PhotoData
+from snapgen_pl.distill.reconstruction_loss import ReconstructionLoss
 from snapgen_pl.metrics.lpips_weights import LPIPSFiles
 from snapgen_pl.models.decoder import Decoder, Stage
 from snapgen_pl.models.patch_discriminator import PatchDiscriminator
@@ -48,6 +49,10 @@ def lpips_files(parts: Path) -> LPIPSFiles:
     return LPIPSFiles(parts / "alex-trunk.pth", parts / "alex-heads.pth")
 
 
+def reconstruction_loss(parts: Path) -> ReconstructionLoss:
+    return ReconstructionLoss(mse_weight=0.5, backbone="alex", files=lpips_files(parts))
+
+
 def photo_data(photos: Path, batch_size: int = BATCH) -> PhotoData:
     source = ImageFolder(str(photos), validation_fraction=0.25)
     return PhotoData(multiple=4, largest=48, source=source, image_size=SIDE, batch_size=batch_size, flip=True)
@@ -60,9 +65,7 @@ def train_decoder(parts: Path, **options: Any) -> TrainDecoder:
         KL(str(parts / "vae")),
         PatchDiscriminator(32, layers=2),
         **{
-            "lpips_backbone": "alex",
-            "lpips_files": lpips_files(parts),
-            "mse_weight": 0.5,
+            "reconstruction": reconstruction_loss(parts),
             "distill_weight": 0.25,
             "adversarial_from": ALONE,
             "warmup_images": 2 * BATCH,

@@ -9,6 +9,7 @@ import yaml
 from torch import nn
 
 import snapgen_pl
+from benchmarks.photo_decoders import save
 from snapgen_pl.__main__ import main
 from snapgen_pl.models.count import count
 from snapgen_pl.models.decoder import Decoder
@@ -37,14 +38,16 @@ TEXT_DELTAS = [
     for file in sorted(folder.glob("*.yaml"))
     if "source" not in yaml.safe_load(file.read_text()).get("data", {}).get("init_args", {})
 ]
-DELTAS = [*ROWS, *PEERS, *LADDER, *SMALL_ROWS, *TEXT_DELTAS, FID]
+PHOTOGRAPHS = EXPERIMENTS / "photographs"
+PHOTO_DELTAS = [PHOTOGRAPHS / f"{name}.yaml" for name in ("taesd", "long", "adversarial")]
+DELTAS = [*ROWS, *PEERS, *LADDER, *SMALL_ROWS, *TEXT_DELTAS, *PHOTO_DELTAS, FID]
 WHOLE = [file for file in sorted(EXPERIMENTS.rglob("*.yaml")) if file not in DELTAS]
 ENCODING = [file for file in WHOLE if file.stem.startswith("encode")]  # tests/test_encode.py, tests/test_t2i.py
 DRAWING = [file for file in WHOLE if file.parent.name == "released"]  # tests/modules/test_released.py
 TRAINING = [file for file in WHOLE if file not in [*ENCODING, *DRAWING]]
 DECODERS_TRAINED = [EXPERIMENTS / "decoder" / "tiny.yaml", EXPERIMENTS / "emoji" / "decoder.yaml"]
 TRAINING_ON_LABELS = [  # those on texts: tests/test_t2i.py
-    file for file in TRAINING if file.parent not in TEXTS and file not in DECODERS_TRAINED
+    file for file in TRAINING if file.parent not in [*TEXTS, PHOTOGRAPHS] and file not in DECODERS_TRAINED
 ]
 
 # What makes a run small without touching what the file says of its method.
@@ -67,7 +70,6 @@ CLASS_TEXTS = {
 EMBEDDED = {
     "model.autoencoder.channels": "4",
     "model.compile": "false",
-    "trainer.precision": "32-true",
 }
 SMALL_STAGES = (
     "[{channels: 32, down: [{residual: false, layers: 1}], up: [{}, {}]},"
@@ -116,7 +118,7 @@ def test_a_decoder_trains_at_small_size(file: Path, tmp_path: Path) -> None:
     """The discriminator joins after the first step; the autoencoder and LPIPS are real classes with random weights."""
     photos = decoder_run.draw_photos(tmp_path / "photos")
     settings = yaml.safe_load(file.read_text())["model"]["init_args"]
-    backbone = settings["lpips_backbone"]
+    backbone = settings["reconstruction"]["init_args"]["backbone"]
     files = random_files(tmp_path, backbone)
     small = {
         "name": "small",
@@ -126,14 +128,13 @@ def test_a_decoder_trains_at_small_size(file: Path, tmp_path: Path) -> None:
         "data.image_size": "32",
         "data.batch_size": "4",
         "data.workers": "0",
-        "model.lpips_files.trunk": str(files.trunk),
-        "model.lpips_files.heads": str(files.heads),
+        "model.reconstruction.files.trunk": str(files.trunk),
+        "model.reconstruction.files.heads": str(files.heads),
         "model.discriminator.width": "32",
         "model.discriminator.layers": "2",
         "model.adversarial_from": "4",
         "trainer.max_steps": "3",
         "trainer.val_check_interval": "3",
-        "trainer.precision": "32-true",
         "trainer.accelerator": "cpu",
     }
     if settings["autoencoder"]["class_path"].endswith(".KL"):
@@ -147,6 +148,39 @@ def test_a_decoder_trains_at_small_size(file: Path, tmp_path: Path) -> None:
     assert {name.split(".")[0] for name in saved["ema"]["weights"]} == {"decoder"}
     measured = distilled_run.scalars(tmp_path / "small")
     assert {f"val/{name}{of}" for name in ("psnr", "ssim", "lpips") for of in ("", "_full")} <= measured.keys()
+
+
+def test_decoders_of_photographs_train_at_small_size(tmp_path: Path) -> None:
+    """One after the other, as the benchmark does: each takes up what came before."""
+    photos = decoder_run.draw_photos(tmp_path / "photos")
+    lpips = random_files(tmp_path, "alex")
+    shared = {
+        "runs": str(tmp_path),
+        "data.source.root": str(photos),
+        "data.image_size": "64",
+        "data.batch_size": "2",
+        "data.workers": "0",
+        "model.reconstruction.files.trunk": str(lpips.trunk),
+        "model.reconstruction.files.heads": str(lpips.heads),
+        "trainer.max_steps": "2",
+        "trainer.val_check_interval": "2",
+        "trainer.accelerator": "cpu",
+    }
+
+    def trained(name: str, *files: str, **settings: str) -> Path:
+        words = [word for file in files for word in ("--config", str(PHOTOGRAPHS / f"{file}.yaml"))]
+        assert main(["fit", *words, *flags(shared | {"name": name} | settings)]) == 0
+        return tmp_path / name
+
+    autoencoder = trained("autoencoder", "autoencoder", **{"model.config.block_out_channels": "[32, 32, 32, 32]"})
+    path = {"model.autoencoder.path": str(save(autoencoder))}
+    stages = {"model.decoder.stages": str([{"channels": 32, "blocks": 1}] * 4)}
+    discriminator = {"model.discriminator.width": "32", "model.discriminator.layers": "2"}
+    trained("taesd", "decoder", "taesd", **path, **discriminator)
+    long = trained("long", "decoder", "long", **path, **stages, **discriminator)
+    adversarial = trained("adversarial", "decoder", "adversarial", **path, **stages, **discriminator,
+                          **{"model.init_from": str(long)})  # fmt: skip
+    assert torch.load(adversarial / "last.ckpt", weights_only=True)["steps"] == {"generator": 1, "discriminator": 1}
 
 
 @pytest.mark.parametrize("file", PEERS, ids=lambda file: file.stem)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snapgen_pl.models.attention import attend
+from snapgen_pl.models.latent_decoder import LatentDecoder
 from snapgen_pl.models.layers import GROUPS, Convolution, Upsample, conv3x3, zero
 
 EPS = 1e-6  # of every norm, as in the decoders of SDXL and SD3
@@ -36,7 +37,7 @@ class Stage:
 REFERENCE = (Stage(256, 3), Stage(256, 3), Stage(256, 1), Stage(128, 1))
 
 
-class Decoder(nn.Module):
+class Decoder(LatentDecoder):
     """Raw latents to images over stages; the defaults are the reference configuration (1.383 M parameters).
 
     The middle and the output are always normalised, stages where they say so.
@@ -95,6 +96,13 @@ class Decoder(nn.Module):
             x = stage(x)
         image_BCHW: Tensor = self.output(x)
         return image_BCHW
+
+    @property
+    def last(self) -> nn.Conv2d:
+        """See the contract."""
+        layer = self.output[-1]
+        assert isinstance(layer, nn.Conv2d)
+        return layer
 
     def coarse(self, raw_BCHW: Tensor) -> Tensor:
         """What the stages start from, on the latent's grid: (B, channels of the first stage, h, w)."""

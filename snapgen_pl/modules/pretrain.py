@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypedDict
 
-import lightning as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_info
@@ -36,9 +35,10 @@ from snapgen_pl.metrics.sample_metric import Facts
 from snapgen_pl.models.count import count
 from snapgen_pl.models.denoiser import Denoiser, DenoiserOutput
 from snapgen_pl.models.preconditioned import preconditioned
+from snapgen_pl.modules.clipping import ClipsGradients
 from snapgen_pl.modules.frozen import Frozen, make_ready
 from snapgen_pl.rng import Stream
-from snapgen_pl.trained_run import TrainedRun, open_run
+from snapgen_pl.trained_run import open_run
 
 VALIDATION_SEED = 0  # not the run's: validation losses compare across runs
 VALIDATION_BINS = 10
@@ -53,7 +53,7 @@ class TrainingStep(TypedDict):
     position_B: Tensor
 
 
-class Pretrain(L.LightningModule):
+class Pretrain(ClipsGradients):
     """Trains a denoiser on the velocity of rectified flow, given class labels or texts.
 
     Randomness is drawn per sample from (seed, position in the stream of images), so the same images give the same
@@ -203,7 +203,10 @@ class Pretrain(L.LightningModule):
         data.check_autoencoder(self.autoencoder.identity())
         data.check_encoders(self.encoders())
         if stage == "fit" and self.init_from is not None:  # a checkpoint, where there is one, comes after
-            rank_zero_info(self._begin_from(open_run(self.init_from)))
+            run = open_run(self.init_from)
+            parts = {"denoiser": self.denoiser, "conditioner": self.conditioner}
+            rank_zero_info(run.begin(parts, "denoiser, conditioner and sigma_data"))
+            self.began_from = run.facts()
         self.autoencoder.to(self.device)
         self._validation_losses = {name: BinnedMean(VALIDATION_BINS).to(self.device) for name in self.validated}
         # Tables of conditioners are the same on all processes; DDP would send them round before every step.
@@ -357,24 +360,6 @@ class Pretrain(L.LightningModule):
         if isinstance(batch, ImageBatch):
             return batch.image_BCHW
         return self._decoded(batch.posterior.mean_BCHW.to(self.device).float())
-
-    def _begin_from(self, run: TrainedRun) -> str:
-        """Takes a run's averaged weights, and says so.
-
-        Raises:
-            ValueError: where the run's networks are not these.
-        """
-        parts = nn.ModuleDict({"denoiser": self.denoiser, "conditioner": self.conditioner})
-        weights = {name: weight for name, weight in run.weights().items() if name.split(".")[0] in parts}
-        try:
-            parts.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ValueError(
-                f"init_from {self.init_from}: its networks are not those of this run; declare denoiser, conditioner "
-                f"and sigma_data as {run.folder / 'config.yaml'} does. {error}"
-            ) from error
-        self.began_from = run.facts()
-        return f"weights begin with the averaged ones of {run.checkpoint}"
 
     def _decoded(self, raw_BCHW: Tensor) -> Tensor:
         # The autoencoder has a precision of its own, whatever the network runs in.

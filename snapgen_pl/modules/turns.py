@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import lightning as L
-import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from snapgen_pl.distill.loss_terms import LossTerms, WeightedSum, raw_means
+from snapgen_pl.modules.clipping import clip_gradients
 from snapgen_pl.modules.pretrain import TrainingStep
 
 Turn = Literal["generator", "discriminator"]
@@ -81,8 +81,7 @@ class Turns:
 
     def _step(self, module: L.LightningModule, turn: Turn, network: "_Network") -> None:
         if self.gradient_clip is not None:
-            weights = [weight for group in network.optimizer.param_groups for weight in group["params"]]
-            norm = torch.nn.utils.clip_grad_norm_(weights, self.gradient_clip)
+            norm = clip_gradients(network.optimizer.optimizer, self.gradient_clip)
             module.log(f"train/gradient_norm_{turn}", norm)
         network.optimizer.step()
         network.optimizer.zero_grad(set_to_none=True)

@@ -12,8 +12,8 @@ from torch import nn
 from snapgen_pl.experiments import experiments_dir
 from snapgen_pl.metrics.fid_report import FIDReport, check_comparable, read_report
 from snapgen_pl.models.count import Cost, count, count_module
-from snapgen_pl.models.decoder import Decoder
 from snapgen_pl.models.denoiser import Denoiser
+from snapgen_pl.models.latent_decoder import LatentDecoder
 
 CLASS_TEXT_TOKENS = 77
 
@@ -30,17 +30,18 @@ def declared_denoiser(*files: Path, **arguments: int) -> Denoiser:
     return denoiser
 
 
-def declared_decoder(*files: Path, **arguments: int) -> Decoder:
+def declared_decoder(*files: Path, **arguments: int) -> LatentDecoder:
     """The decoder that configurations declare as ``model.init_args.decoder``; otherwise as a denoiser's."""
-    decoder = _declared(Decoder, "decoder", files, arguments)
-    assert isinstance(decoder, Decoder)
+    decoder = _declared(LatentDecoder, "decoder", files, arguments)
+    assert isinstance(decoder, LatentDecoder)
     return decoder
 
 
 def _declared(kind: type[nn.Module], name: str, files: Sequence[Path], arguments: Mapping[str, int]) -> nn.Module:
     parser = ArgumentParser()
     parser.add_subclass_arguments(kind, name)
-    declared = [yaml.safe_load(file.read_text(encoding="utf-8"))["model"]["init_args"][name] for file in files]
+    models = [yaml.safe_load(file.read_text(encoding="utf-8"))["model"]["init_args"] for file in files]
+    declared = [model[name] for model in models if name in model]
     given = {key: value for each in declared for key, value in each.get("init_args", {}).items()}
     network = {"class_path": declared[-1]["class_path"], "init_args": given | dict(arguments)}
     with torch.device("meta"):
@@ -71,6 +72,16 @@ def declared_decoder_cost(*files: Path, size: int, **arguments: int) -> Cost:
     """
     decoder = declared_decoder(*files, **arguments)
     return count_module(decoder, torch.empty(1, decoder.in_channels, size, size), convention="decoder")
+
+
+def declared_autoencoder_cost(file: Path, size: int) -> Cost:
+    """What the decoder of a TrainAutoencoder that a configuration declares costs; otherwise as a decoder's."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    config = yaml.safe_load(file.read_text(encoding="utf-8"))["model"]["init_args"]["config"]
+    with torch.device("meta"):
+        decoder = AutoencoderKL(**config).decoder
+    return count_module(decoder, torch.empty(1, config["latent_channels"], size, size), convention="decoder")
 
 
 def measured_fids(reports: Path | None) -> Mapping[str, float]:

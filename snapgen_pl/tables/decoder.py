@@ -6,18 +6,70 @@ from pathlib import Path
 from typing import NamedTuple
 
 from snapgen_pl.experiments import experiments_dir
-from snapgen_pl.tables.declared import declared_decoder_cost
+from snapgen_pl.models.count import Cost
+from snapgen_pl.tables.declared import declared_autoencoder_cost, declared_decoder_cost
 from snapgen_pl.tables.layout import Table, number
-from snapgen_pl.tables.published import DECODERS
+from snapgen_pl.tables.published import DECODERS, PublishedDecoder
+from snapgen_pl.tables.records import recipe, record_file
+from snapgen_pl.whole_files import write_json
 
 LATENT_SIZE = 128  # of an image of 1024 px
+SIZES = (512, 1024)  # of held-out photographs, in pixels
+OWN, TAESD, LONG, ADVERSARIAL = "own", "taesd", "long", "adversarial"
+BESIDE = {  # rows that are not of the published ladder
+    TAESD: "AutoencoderTiny's",
+    LONG: "SnapGen, seven times the crops",
+    ADVERSARIAL: "from there against a discriminator",
+    OWN: "trained with the encoder",
+}
+
+LADDER, PHOTOGRAPHS = experiments_dir() / "decoder" / "ladder", experiments_dir() / "photographs"
+_AUTOENCODER, _BASE = PHOTOGRAPHS / "autoencoder.yaml", PHOTOGRAPHS / "decoder.yaml"
+SPEED = experiments_dir() / "results" / "decoder_cpu.json"
+# What each row that is trained is declared by; SDXL's has another encoder's latents.
+FILES: dict[str, tuple[Path, ...]] = {OWN: (_AUTOENCODER,)}
+FILES |= {each.key: (_BASE, LADDER / f"{each.file}.yaml") for each in DECODERS if each.channels == 16}
+FILES |= {row: (_BASE, PHOTOGRAPHS / f"{row}.yaml") for row in (TAESD, LONG, ADVERSARIAL)}
 
 NOTES = """\
 Counted / published. Counted are the decoders of the YAML files in experiments/decoder/ladder, from latents of 16
 channels, SDXL's of 4. The published "GFLOPs" are multiply-accumulates of an image of 1024 px; as published they hold
 convolutions, linear layers, norms and upsampling, and leave the products of attention out. The steps are the paper's,
-the shapes of all rungs below SD3 are decided here, fitted to the totals of the last. PSNRs in dB are published ones;
-those measured here stand beside, with the seconds of an image, where a record exists."""
+the shapes of all rungs below SD3 are decided here, fitted to the totals of the last. Published PSNRs, in dB, are of
+other encoders and images. Measured are PSNR / SSIM / LPIPS (AlexNet's) of eight held-out photographs, squares of 512
+and 1,024 px, whose latents one frozen encoder made, trained here on 29 others with half the widths of SD3's
+(experiments/photographs). All rungs learned on L1, MSE and LPIPS from equal crops of these, one seed each."""
+
+
+class DecoderRecord(NamedTuple):
+    """One run of a row.
+
+    Attributes:
+        row: its key.
+        seed: of the run.
+        recipe: hash of what it was trained by, see :func:`recipe_of`.
+        crops: that it was trained on.
+        training_seconds: without validation.
+        machine: that trained it.
+        autoencoder: SHA-256 over the weights whose latents it decodes.
+        sizes: what was measured, by the size of photographs in pixels.
+    """
+
+    row: str
+    seed: int
+    recipe: str
+    crops: int
+    training_seconds: float
+    machine: str
+    autoencoder: str
+    sizes: Mapping[str, Mapping[str, float]]
+
+    def write(self, folder: Path) -> Path:
+        """Writes ``<row>-seed<n>.json``, whole or not at all."""
+        path = record_file(folder, self.row, self.seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(self._asdict(), path)
+        return path
 
 
 class DecoderRow(NamedTuple):
@@ -30,8 +82,14 @@ class DecoderRow(NamedTuple):
         gflops_1024: billions of multiply-accumulates of an image of 1024 px, counted.
         gflops_1024_published: as published.
         psnr_published: in dB, as published.
-        psnr_measured: in dB, of a decoder of this project.
-        seconds: of an image, measured with it.
+        crops: that it was trained on here.
+        psnr_512: in dB, of photographs of 512 px.
+        ssim_512: likewise.
+        lpips_512: likewise.
+        psnr_1024: of photographs of 1,024 px.
+        ssim_1024: likewise.
+        lpips_1024: likewise.
+        seconds_1024: of an image of 1024 px on one core, as recorded.
     """
 
     decoder: str
@@ -40,79 +98,115 @@ class DecoderRow(NamedTuple):
     gflops_1024: float
     gflops_1024_published: float | None
     psnr_published: float | None
-    psnr_measured: float | None
-    seconds: float | None
+    crops: int | None
+    psnr_512: float | None
+    ssim_512: float | None
+    lpips_512: float | None
+    psnr_1024: float | None
+    ssim_1024: float | None
+    lpips_1024: float | None
+    seconds_1024: float | None
 
 
-class Measured(NamedTuple):
-    """What was measured of a decoder: PSNR of its reconstructions in dB, and seconds of an image."""
+def recipe_of(row: str) -> str:
+    """SHA-256 over all that declares a row, and what it begins with."""
+    before = {OWN: (), ADVERSARIAL: (_AUTOENCODER, *FILES[LONG])}.get(row, (_AUTOENCODER,))
+    return recipe((*before, *FILES[row]))
 
-    psnr: float | None = None
-    seconds: float | None = None
 
-
-def decoders(measured: Mapping[str, Measured]) -> list[DecoderRow]:
-    """Counts every rung from its YAML, the reference last.
+def decoders(records: Mapping[str, DecoderRecord], seconds: Mapping[str, float]) -> list[DecoderRow]:
+    """Counts every decoder from its YAML: the published ladder, the reference last, and those beside it.
 
     Args:
-        measured: by a row's key.
+        records: by a row's key.
+        seconds: likewise.
     """
-    folder = experiments_dir() / "decoder" / "ladder"
+    published = {each.key: each for each in DECODERS}
     rows = []
-    for published in DECODERS:
-        file = folder / f"{published.file}.yaml"
-        cost = declared_decoder_cost(file, size=LATENT_SIZE, in_channels=published.channels)
-        found = measured.get(published.key, Measured())
+    for key in (*published, *BESIDE):
+        told = published.get(key, PublishedDecoder(key, "", ""))
+        record, cost = records.get(key), _cost(key, told)
         rows.append(
             DecoderRow(
-                published.key,
+                key,
                 round(cost.params_m, 4),
-                published.params_m,
+                told.params_m,
                 round(cost.gmacs, 2),
-                published.gflops,
-                published.psnr,
-                found.psnr,
-                found.seconds,
+                told.gflops,
+                told.psnr,
+                record and record.crops,
+                *[record and record.sizes[str(size)][name] for size in SIZES for name in ("psnr", "ssim", "lpips")],
+                seconds.get(key),
             )
         )
     return rows
 
 
-def read_measured(folder: Path) -> dict[str, Measured]:
-    """What ``<row>.json`` files hold, by their names without ending.
+def _cost(key: str, told: PublishedDecoder) -> Cost:
+    if key == OWN:
+        return declared_autoencoder_cost(_AUTOENCODER, size=LATENT_SIZE)
+    files = (LADDER / f"{told.file}.yaml",) if told.file else FILES[key]
+    return declared_decoder_cost(*files, size=LATENT_SIZE, in_channels=told.channels)
+
+
+def read_decoder_records(folder: Path) -> dict[str, DecoderRecord]:
+    """The records of a folder by row, the first seed's of each.
 
     Raises:
-        ValueError: for a file that is no record of a row.
+        ValueError: for a file that is no record, or of another recipe than today's, or where the records are of several
+            encoders.
     """
-    found: dict[str, Measured] = {}
+    found: dict[str, DecoderRecord] = {}
     for file in sorted(folder.glob("*.json")):
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-            found[file.stem] = Measured(record["psnr"], record["seconds"])
+            record = DecoderRecord(**json.loads(file.read_text(encoding="utf-8")))
+            declared = recipe_of(record.row)
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} is no record of a decoder, which has psnr and seconds: {error!r}") from error
-    keys = [published.key for published in DECODERS]
-    if strangers := found.keys() - set(keys):
-        raise ValueError(f"{folder} has records of {sorted(strangers)}; the table's rows are {', '.join(keys)}")
+            raise ValueError(f"{file} is no record of a decoder: {error!r}") from error
+        if record.recipe != declared:
+            raise ValueError(
+                f"{file}: trained by another recipe than {', '.join(map(str, FILES[record.row]))} declare now; delete "
+                "it and its run, and run `make photographs`"
+            )
+        found.setdefault(record.row, record)
+    if len({record.autoencoder for record in found.values()}) > 1:
+        raise ValueError(f"the records in {folder} are of several encoders; make them anew from one")
     return found
 
 
+def read_seconds(file: Path) -> dict[str, float]:
+    """Seconds of process time of an image of 1,024 px, by row, from a record of ``benchmarks.decoder``."""
+    if not file.exists():
+        return {}
+    timings = json.loads(file.read_text(encoding="utf-8"))["sizes"]["1024"]["timings"]
+    return {row: timing["cpu_min_s"] for row, timing in timings.items()}
+
+
 def decoder_table(reports: Path | None) -> Table:
-    """Counted and published figures side by side."""
-    rows = decoders(read_measured(reports or experiments_dir() / "results" / "decoder"))
-    header = ("decoder", "params M", "GFLOPs 1024 px", "PSNR published", "PSNR measured", "seconds")
+    """Counted, published and measured figures side by side."""
+    records = read_decoder_records(reports or experiments_dir() / "results" / "decoder")
+    rows = decoders(records, read_seconds(SPEED))
+    names = {each.key: each.rung for each in DECODERS} | BESIDE
+    sizes = [f"{size} px" for size in SIZES]
+    header = ("decoder", "params M", "GFLOPs 1024 px", "PSNR published", "crops", *sizes, "seconds 1024 px")
     cells = [
         (
-            published.rung,
+            names[row.decoder],
             _beside(f"{row.params_m:.2f}", row.params_m_published, 2),
             _beside(f"{row.gflops_1024:.0f}", row.gflops_1024_published, 0),
             number(row.psnr_published, 2),
-            number(row.psnr_measured, 2),
-            number(row.seconds, 2),
+            number(row.crops, 0),
+            _quality(row.psnr_512, row.ssim_512, row.lpips_512),
+            _quality(row.psnr_1024, row.ssim_1024, row.lpips_1024),
+            number(row.seconds_1024, 2),
         )
-        for published, row in zip(DECODERS, rows, strict=True)
+        for row in rows
     ]
     return Table([row._asdict() for row in rows], header, cells, NOTES)
+
+
+def _quality(psnr: float | None, ssim: float | None, lpips: float | None) -> str:
+    return "" if psnr is None else f"{psnr:.2f} / {ssim:.3f} / {lpips:.3f}"
 
 
 def _beside(counted: str, published: float | None, digits: int) -> str:

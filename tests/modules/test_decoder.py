@@ -13,6 +13,7 @@ from snapgen_pl.checkpoints import LAST
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.image_folder import ImageFolder
 from snapgen_pl.data.source import ImageBatch
+from snapgen_pl.distill.reconstruction_loss import ReconstructionLoss
 from snapgen_pl.images import from_uint8, to_uint8
 from snapgen_pl.metrics.lpips import LPIPS
 from snapgen_pl.metrics.lpips_weights import LPIPSFiles
@@ -219,10 +220,10 @@ def test_whole_held_out_photographs_are_measured_also_as_the_autoencoder_decodes
 def test_without_lpips_no_weights_are_needed(photos: Path, parts: Path, tmp_path: Path) -> None:
     missing = LPIPSFiles(Path("nowhere"), Path("nowhere"))
     with pytest.raises(ValueError, match="nowhere"):
-        train(train_decoder(parts, lpips_files=missing), photos, tmp_path, 1)
-    module = train_decoder(parts, lpips_files=missing, lpips_weight=0.0)
+        train(train_decoder(parts, reconstruction=ReconstructionLoss(files=missing)), photos, tmp_path, 1)
+    module = train_decoder(parts, reconstruction=ReconstructionLoss(lpips_weight=0.0, files=missing))
     train(module, photos, tmp_path, 1, val_check_interval=1)
-    assert (module.lpips, "lpips" in module.loss_roles) == (None, False)
+    assert (module.reconstruction.lpips, "lpips" in module.loss_roles) == (None, False)
 
 
 def test_squares_of_image_data_serve_too(photos: Path, parts: Path, tmp_path: Path) -> None:
@@ -235,8 +236,8 @@ def test_squares_of_image_data_serve_too(photos: Path, parts: Path, tmp_path: Pa
     [
         ({"decoder": Decoder([Stage(32, 1)] * 3, in_channels=8)}, r"set --model\.decoder\.in_channels 4"),
         ({"decoder": Decoder([Stage(32, 1)] * 2, in_channels=4)}, "2 pixels of a latent position"),
-        ({"l1_weight": -1.0}, r"'l1': -1\.0"),
-        ({"l1_weight": 0.0, "lpips_weight": 0.0}, "give one above 0"),
+        ({"distill_weight": -1.0}, r"distill_weight is -1\.0"),
+        ({"reconstruction": ReconstructionLoss(l1_weight=0.0, lpips_weight=0.0)}, "give one above 0"),
         ({"adversarial_weight": 0.0}, r"adversarial_weight is 0\.0"),
         ({"warmup_images": 8, "decay_images": 8}, "must come after warmup_images, 8"),
         ({"accumulate": 0}, "accumulate 0"),

@@ -13,6 +13,8 @@ from PIL import Image
 from benchmarks.emoji_distillation import plot
 from snapgen_pl.metrics.sample_metric import Score
 from snapgen_pl.tables import distillation, emoji, steps
+from snapgen_pl.tables.decoder import DecoderRecord, recipe_of
+from snapgen_pl.tables.published import DECODERS
 from snapgen_pl.tables.records import RowRecord, read_records, recipe
 from snapgen_pl.tables.table import table
 from tests.metrics.test_fid_report import REPORT
@@ -77,26 +79,43 @@ def test_the_decoders_count_as_published_and_every_step_saves() -> None:
         "sd3": (49.5455, 4970.85),
         "snapgen": (1.3834, 224.96),
     }
-    for before, after in pairwise(list(rows.values())[1:]):
+    for before, after in pairwise([rows[each.key] for each in DECODERS[1:]]):
         assert after["params_m"] < before["params_m"]
         assert after["gflops_1024"] < before["gflops_1024"]
     for row in rows.values():
         if row["params_m_published"] is not None:
             assert row["params_m"] == pytest.approx(row["params_m_published"], rel=0.005), row["decoder"]
             assert row["gflops_1024"] == pytest.approx(row["gflops_1024_published"], rel=0.005), row["decoder"]
-        assert (row["psnr_measured"], row["seconds"]) == (None, None)
 
 
 def test_what_was_measured_of_a_decoder_stands_beside(tmp_path: Path) -> None:
-    (tmp_path / "snapgen.json").write_text(json.dumps({"psnr": 26.5, "seconds": 1.25}))
-    measured = [(row["psnr_measured"], row["seconds"]) for row in json.loads(table("decoder", "json", tmp_path))]
-    assert measured == [(None, None)] * 7 + [(26.5, 1.25)]
-    assert "SnapGen | 1.38 / 1.38 | 225 / 224 | 27.85 | 26.50 | 1.25 |" in table("decoder", "md", tmp_path)
-    (tmp_path / "another.json").write_text(json.dumps({"psnr": 26.5, "seconds": 1.25}))
-    with pytest.raises(ValueError, match=r"records of \['another'\]; the table's rows are sdxl, sd3"):
-        table("decoder", "md", tmp_path)
-    (tmp_path / "another.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"another\.json is no record of a decoder"):
+    values = {"psnr": 26.5, "ssim": 0.75, "lpips": 0.125}
+    record = DecoderRecord(
+        "snapgen", 0, recipe_of("snapgen"), 5600, 34.5, "a machine", "abc", {"512": values, "1024": values}
+    )
+    record.write(tmp_path)
+    rows = {row["decoder"]: row for row in json.loads(table("decoder", "json", tmp_path))}
+    assert {key: row["psnr_1024"] for key, row in rows.items() if row["psnr_1024"] is not None} == {"snapgen": 26.5}
+    assert (rows["snapgen"]["crops"], rows["snapgen"]["lpips_512"]) == (5600, 0.125)
+    cell = "26.50 / 0.750 / 0.125"
+    assert f"SnapGen | 1.38 / 1.38 | 225 / 224 | 27.85 | 5600 | {cell} | {cell} |" in table("decoder", "md", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"row": "another"}, "is no record of a decoder"),
+        ({"recipe": "abc"}, "trained by another recipe"),
+        ({"autoencoder": "def"}, "of several encoders"),
+    ],
+)
+def test_decoders_that_do_not_compare_are_refused(tmp_path: Path, change: dict[str, str], message: str) -> None:
+    sizes = {size: {"psnr": 20.0, "ssim": 0.5, "lpips": 0.5} for size in ("512", "1024")}
+    for row, changed in (("snapgen", {}), ("sd3", change)):
+        fields = {"row": row, "seed": 0, "recipe": recipe_of(row), "crops": 1, "training_seconds": 1.0}
+        fields |= {"machine": "a machine", "autoencoder": "abc", "sizes": sizes}
+        (tmp_path / f"{row}.json").write_text(json.dumps(fields | changed))
+    with pytest.raises(ValueError, match=message):
         table("decoder", "md", tmp_path)
 
 

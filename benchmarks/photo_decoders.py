@@ -1,0 +1,188 @@
+"""Decoders of photographs, really trained: ``python -m benchmarks.photo_decoders``, after ``benchmarks.photographs``.
+
+The autoencoder first, whose frozen encoder all learn to undo; then every rung from SD3's decoder to SnapGen's, and
+diffusers' AutoencoderTiny, for equal crops; then the reference for longer, and against a discriminator from there. What
+has a record is not done again, and a run that was interrupted goes on where it was. ``python -m snapgen_pl table
+decoder`` shows the records.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from jsonargparse import auto_cli
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+
+from benchmarks.rows import TrainedRow
+from snapgen_pl import checkpoints
+from snapgen_pl.autoencoders.kl import KL
+from snapgen_pl.data.datamodule import ImageData
+from snapgen_pl.data.image_folder import FolderSet, ImageFolder
+from snapgen_pl.data.source import ImageBatch
+from snapgen_pl.images import from_uint8, to_uint8
+from snapgen_pl.metrics.lpips import LPIPS
+from snapgen_pl.metrics.reconstruction import reconstruction
+from snapgen_pl.models.latent_decoder import LatentDecoder
+from snapgen_pl.modules.autoencoder import TrainAutoencoder
+from snapgen_pl.png import to_pil, write_png
+from snapgen_pl.provenance import describe_machine
+from snapgen_pl.runs import Run
+from snapgen_pl.tables.decoder import ADVERSARIAL, FILES, LONG, OWN, SIZES, TAESD, DecoderRecord, recipe_of
+from snapgen_pl.trained_run import built, open_run
+
+RESULTS = Path("experiments/results/decoder")
+AUTOENCODER = Path("runs/photo-autoencoder")
+PHOTOGRAPHS = Path("photographs/images")
+PICTURE = Path("experiments/results/decoder.png")
+# Of these held-out photographs, squares of 512 px, so many pixels around their centre are shown.
+SHOWN = ("lomiri-wallpapers-16.04-life", "lomiri-wallpapers-16.04-friends", "lomiri-wallpapers-16.04-Picture_1A")
+SHOWN_SIZE, SHOWN_PIXELS = 512, 256
+SHOWN_ROWS = (OWN, "snapgen", LONG, ADVERSARIAL, TAESD)
+
+Decode = Callable[[Tensor], Tensor]
+
+
+class PhotoRow(TrainedRow):
+    """A run that is at its end with its last step."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to train."""
+        run = Run(self.folder)
+        return run.exists() and checkpoints.step_of(checkpoints.newest(run.folder)) == self.steps
+
+
+def main(rows: Sequence[str] = tuple(FILES), seeds: Sequence[int] = (0,)) -> None:
+    """Trains, measures and records rows.
+
+    Args:
+        rows: of the table.
+        seeds: of the decoders; their autoencoder is one.
+
+    Raises:
+        ValueError: for a row that there is no file of, or where the photographs are missing.
+    """
+    if unknown := [row for row in rows if row not in FILES]:
+        raise ValueError(f"no rows {unknown}; there are {', '.join(FILES)}")
+    if not PHOTOGRAPHS.is_dir():
+        raise ValueError(f"{PHOTOGRAPHS} is missing; run `python -m benchmarks.photographs` first")
+    autoencoder = trained(OWN, 0)
+    autoencoder.train()
+    save(autoencoder.folder)
+    bench = Bench(autoencoder.folder / "vae")
+    for seed in seeds:
+        for row in rows:
+            make(row, seed, bench)
+    if all(trained(row, seeds[0]).recorded(RESULTS) for row in SHOWN_ROWS):
+        write_png(to_pil(picture(bench, seeds[0])), PICTURE)
+        print(f"Drawn in {PICTURE}")
+
+
+def trained(row: str, seed: int) -> PhotoRow:
+    """A row's run."""
+    folder = AUTOENCODER if row == OWN else Path("runs/photo-decoders") / f"{row}-seed{seed}"
+    return PhotoRow(row, seed, FILES[row], recipe_of(row), folder)
+
+
+def save(run: Path) -> Path:
+    """Writes a trained autoencoder's averaged weights as diffusers does, to ``vae`` in the run, where it is missing."""
+    folder = run / "vae"
+    if not folder.exists():
+        source = open_run(str(run))
+        module = TrainAutoencoder(config=source.model["config"])  # type: ignore[arg-type]  # as it was declared
+        source.load(module)
+        module.network.save_pretrained(folder)
+    return folder
+
+
+class Bench:
+    """Held-out photographs, each square and whole, as a frozen encoder sees them.
+
+    Args:
+        path: the folder of the autoencoder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.autoencoder = KL(str(path))
+        self.autoencoder.ready(path, ())
+        self.autoencoder.to(self.device)
+        self.lpips = LPIPS("alex").to(self.device)
+
+    @cached_property
+    def photographs(self) -> dict[int, dict[str, tuple[Tensor, Tensor]]]:
+        """Of each size, the photographs by name, as uint8 (1, 3, size, size) and their raw latents."""
+        return {size: self._photographs(size) for size in SIZES}
+
+    @torch.no_grad()
+    def _photographs(self, size: int) -> dict[str, tuple[Tensor, Tensor]]:
+        data = ImageData(ImageFolder(PHOTOGRAPHS), image_size=size, batch_size=1)
+        data.setup("validate")
+        held_out = data.source.validation
+        assert isinstance(held_out, FolderSet)
+        pairs = {}
+        for index, batch in enumerate(data.val_dataloader()):
+            assert isinstance(batch, ImageBatch)
+            image_BCHW = batch.image_BCHW.to(self.device)
+            raw_BCHW = self.autoencoder.encode(from_uint8(image_BCHW)).mean_BCHW
+            pairs[held_out.path(index).stem] = image_BCHW, raw_BCHW
+        return pairs
+
+    @torch.no_grad()
+    def measure(self, decoder: Decode) -> dict[str, dict[str, float]]:
+        """PSNR, SSIM and LPIPS (AlexNet's) by size, means over photographs, each decoded in fp32."""
+        found: dict[str, dict[str, float]] = {}
+        for size, pairs in self.photographs.items():
+            values = [reconstruction(to_uint8(decoder(raw)), image, self.lpips) for image, raw in pairs.values()]
+            found[str(size)] = {name: float(torch.cat([each[name] for each in values]).mean()) for name in values[0]}
+        return found
+
+    def decoder(self, run: PhotoRow) -> Decode:
+        """The averaged weights of a run; for the autoencoder's, its own decoder."""
+        if run.row == OWN:
+            return self.autoencoder.decode
+        source = open_run(str(run.folder))
+        module = nn.ModuleDict({"decoder": built(source.model, decoder=LatentDecoder).decoder})
+        source.load(module)
+        return module["decoder"].to(self.device)
+
+
+@torch.no_grad()
+def picture(bench: Bench, seed: int) -> Tensor:
+    """Originals and what decoders make of them, a column each, as uint8 (3, H, W)."""
+    decoders = [bench.decoder(trained(row, seed)) for row in SHOWN_ROWS]
+    rows = []
+    for name, (image, raw) in bench.photographs[SHOWN_SIZE].items():
+        if name.startswith(SHOWN):
+            images = [image, *[to_uint8(decoder(raw)) for decoder in decoders]]
+            first = (SHOWN_SIZE - SHOWN_PIXELS) // 2
+            cut = slice(first, first + SHOWN_PIXELS)
+            rows.append(torch.cat([each[0, :, cut, cut] for each in images], dim=2))
+    return torch.cat(rows, dim=1).cpu()
+
+
+def make(row: str, seed: int, bench: Bench) -> None:
+    """Trains and records a row, where there is no record yet."""
+    run = trained(row, seed)
+    if run.recorded(RESULTS):
+        return
+    run.train()
+    seconds = EventAccumulator(str(run.folder)).Reload().Scalars("train/seconds")[-1].value
+    machine = describe_machine()
+    record = DecoderRecord(
+        row=row,
+        seed=seed,
+        recipe=run.recipe,
+        crops=int(torch.load(open_run(str(run.folder)).checkpoint, weights_only=True, mmap=True)["images_seen"]),
+        training_seconds=round(seconds, 1),
+        machine=machine.gpus or machine.cpu,
+        autoencoder=str(bench.autoencoder.identity()["weights"]),
+        sizes=bench.measure(bench.decoder(run)),
+    )
+    print(f"Written to {record.write(RESULTS)}", flush=True)
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)

@@ -1,0 +1,143 @@
+"""Trains an autoencoder of diffusers' from the start, for decoders to learn from. Wiring only."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+
+from snapgen_pl import rng
+from snapgen_pl.data.source import ImageBatch
+from snapgen_pl.distill.loss_terms import LossCombiner, LossTerm, LossTerms, Role, WeightedSum
+from snapgen_pl.distill.reconstruction_loss import ReconstructionLoss
+from snapgen_pl.images import from_uint8, to_uint8
+from snapgen_pl.metrics.reconstruction import reconstruction
+from snapgen_pl.modules.clipping import ClipsGradients
+from snapgen_pl.modules.pretrain import TrainingStep, check_schedule, rate
+
+
+class TrainAutoencoder(ClipsGradients):
+    """Trains encoder and decoder to give images back through a latent that stays near a standard normal.
+
+    The loss is that of latent diffusion's autoencoders (Rombach et al., 2022, appendix G) before their discriminator:
+    the reconstruction and kl_weight times the divergence of the posterior from N(0, 1). Validation decodes the
+    posteriors' means to bytes, and tells PSNR, SSIM and, where it is trained on, LPIPS.
+
+    Args:
+        config: of the AutoencoderKL that is trained, from random weights and in channels_last; the keys are those of
+            the config.json that diffusers saves.
+        reconstruction: the distance from the images; by default as its class declares.
+        kl_weight: of the divergence, a mean over pixels and channels of the image.
+        optimizer: built over the network's parameters.
+        warmup_images: the learning rate rises linearly over so many images.
+        decay_images: it falls linearly to zero from there until so many images were seen; None keeps it.
+        seed: seeds the draws from posteriors.
+
+    Raises:
+        ValueError: for keys that the network does not know, a negative weight, or a schedule that ends before it
+            begins.
+
+    Attributes:
+        loss_roles: by name, the role of every term of the loss.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        reconstruction: ReconstructionLoss | None = None,
+        kl_weight: float = 1e-6,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = lambda parameters: AdamW(
+            parameters, lr=1e-4, betas=(0.5, 0.9), weight_decay=0.0
+        ),
+        warmup_images: int = 0,
+        decay_images: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if kl_weight < 0:
+            raise ValueError(f"kl_weight is {kl_weight}; give 0 or more")
+        check_schedule(warmup_images, decay_images)
+        try:
+            self.network = AutoencoderKL(**config)
+        except TypeError as error:
+            raise ValueError(f"config is none of an AutoencoderKL: {error}") from error
+        self.network.to(memory_format=torch.channels_last)
+        self.reconstruction, self.kl_weight = reconstruction or ReconstructionLoss(), kl_weight
+        self.loss_roles: Mapping[str, Role] = {**self.reconstruction.roles, "kl": "task"}
+        self.make_optimizer, self.warmup_images, self.decay_images = optimizer, warmup_images, decay_images
+        self.seed = seed
+        self.combine: LossCombiner = WeightedSum()
+        self.images_seen = 0
+        self._means: dict[str, MeanMetric] = {}
+
+    def setup(self, stage: str) -> None:
+        """Reads the weights of LPIPS.
+
+        Raises:
+            ValueError: where they are missing.
+        """
+        self.reconstruction.ready(self.device)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimizer and its schedule, counted in images."""
+        optimizer = self.make_optimizer(self.network.parameters())
+        schedule = LambdaLR(optimizer, lambda _: rate(self.images_seen, self.warmup_images, self.decay_images))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> TrainingStep:
+        """One batch."""
+        terms = self.loss_terms(batch)
+        combined = self.combine(terms)
+        self.log("train/loss", combined.loss, prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in combined.logs.items()})
+        self.images_seen += len(batch.position_B) * self.trainer.world_size
+        return {"loss": combined.loss, "terms": terms.detached(), "position_B": batch.position_B}
+
+    def loss_terms(self, batch: ImageBatch) -> LossTerms:
+        """The terms of the loss per sample, in fp32; there is no time, so that all times are 0."""
+        image_BCHW = from_uint8(batch.image_BCHW)
+        posterior = self.posterior(image_BCHW)
+        noise_BCHW = rng.normal(self.seed, rng.Stream.POSTERIOR, batch.position_B, tuple(posterior.mean.shape[1:]))
+        decoded_BCHW = self.decoded(posterior.mean + posterior.std * noise_BCHW)
+        divergence_B = posterior.kl() / image_BCHW[0].numel()
+        kl = LossTerm("kl", "task", divergence_B, self.kl_weight)
+        terms = (*self.reconstruction.terms(decoded_BCHW, image_BCHW), kl)
+        return LossTerms(torch.zeros_like(batch.position_B, dtype=torch.float32), terms)
+
+    def posterior(self, image_BCHW: Tensor) -> DiagonalGaussianDistribution:
+        """Images in [-1, 1] -> the posterior over raw latents, in fp32 whatever the network runs in."""
+        image_BCHW = image_BCHW.contiguous(memory_format=torch.channels_last)
+        moments_BCHW: Tensor = self.network.encode(image_BCHW).latent_dist.parameters
+        return DiagonalGaussianDistribution(moments_BCHW.float())
+
+    def decoded(self, raw_BCHW: Tensor) -> Tensor:
+        """Raw latents -> images, fp32, about [-1, 1], not clamped."""
+        image_BCHW: Tensor = self.network.decode(raw_BCHW).sample
+        return image_BCHW.float()
+
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Measures what comes back through the posteriors' means."""
+        decoded_BCHW = self.decoded(self.posterior(from_uint8(batch.image_BCHW)).mean)
+        found = reconstruction(to_uint8(decoded_BCHW), batch.image_BCHW, self.reconstruction.lpips)
+        for name, value_B in found.items():
+            self._means.setdefault(name, MeanMetric().to(self.device)).update(value_B)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the means over images."""
+        for name, mean in self._means.items():
+            self.log(f"val/{name}", mean.compute(), prog_bar=name == "psnr", rank_zero_only=True)
+        self._means = {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
+        """Keeps the count of images."""
+        checkpoint["images_seen"] = self.images_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, int]) -> None:
+        """Takes it up."""
+        self.images_seen = checkpoint["images_seen"]
