@@ -30,7 +30,7 @@ from snapgen_pl.png import to_pil, write_png
 from snapgen_pl.provenance import describe_machine
 from snapgen_pl.runs import Run
 from snapgen_pl.tables.decoder import ADVERSARIAL, FILES, LONG, OWN, SIZES, TAESD, DecoderRecord, recipe_of
-from snapgen_pl.trained_run import built, open_run
+from snapgen_pl.trained_run import open_run
 
 RESULTS = Path("experiments/results/decoder")
 AUTOENCODER = Path("runs/photo-autoencoder")
@@ -144,7 +144,7 @@ class Bench:
         if run.row == OWN:
             return self.autoencoder.decode
         source = open_run(str(run.folder))
-        module = nn.ModuleDict({"decoder": built(source.model, decoder=LatentDecoder).decoder})
+        module = nn.ModuleDict({"decoder": source.build("a decoder", decoder=LatentDecoder).decoder})
         source.load(module)
         return module["decoder"].to(self.device)
 

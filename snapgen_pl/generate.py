@@ -9,6 +9,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from snapgen_pl.autoencoders.with_decoder import with_decoder
 from snapgen_pl.conditioning.condition import Condition, Texts
 from snapgen_pl.config_files import Value, differences
 from snapgen_pl.data.requests import Request
@@ -38,6 +39,7 @@ def generate(
     encoders: str | None = None,
     batch_size: int = 16,
     backend: Literal["torch"] | Backend = "torch",
+    decoder: str | None = None,
 ) -> str:
     """Draws images from a run's averaged weights.
 
@@ -61,6 +63,7 @@ def generate(
         batch_size: images drawn at once.
         backend: what runs the networks: torch; onnx is ONNX Runtime, on the CPU and image by image; coreml evaluates
             the packages, which shows what a phone would draw and takes long.
+        decoder: the folder of a decoder's run, which makes the images in place of the autoencoder's own decoder.
 
     Returns:
         A line about what was written.
@@ -70,7 +73,7 @@ def generate(
     """
     if count < 1 or batch_size < 1:
         raise ValueError(f"--count {count} and --batch_size {batch_size} must be at least 1")
-    source: Source = open_run(run) if backend == "torch" else open_exported(run, backend)
+    source = _source(run, backend, decoder)
     config = _overridden(source.config, {"seed": seed, "sampler.steps": steps, "guidance.scale": guidance})
     model = drawing_module(config)
     # Asked before the seconds that the weights take.
@@ -97,6 +100,14 @@ def generate(
     _finish(pictures, folder, layout)
     before = f", {len(pictures) - len(missing)} files of them before" if len(missing) < len(pictures) else ""
     return f"{sum(len(picture.positions) for picture in pictures)} images from {source.origin} in {out}{before}"
+
+
+def _source(run: str, backend: Literal["torch"] | Backend, decoder: str | None) -> Source:
+    if backend == "torch":
+        return with_decoder(open_run(run), decoder)
+    if decoder is not None:
+        raise ValueError(f"what was exported has its decoder inside; export the run again with --decoder {decoder}")
+    return open_exported(run, backend)
 
 
 def _overridden(config: dict[str, Value], changes: dict[str, int | float | None]) -> dict[str, Value]:

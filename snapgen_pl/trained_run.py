@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from snapgen_pl import checkpoints
 from snapgen_pl.config_files import Value, load_config
-from snapgen_pl.errors import ShortErrors
+from snapgen_pl.errors import ShortErrors, UsageError
 from snapgen_pl.runs import Run
 
 MANIFEST = "manifest.json"
@@ -53,14 +53,32 @@ class TrainedRun(NamedTuple):
         """Where the weights are from, in words."""
         return str(self.checkpoint)
 
+    @property
+    def decoder(self) -> "TrainedRun | None":
+        """The run of the decoder that makes its images, where it is not its autoencoder's own."""
+        decoder = arguments(self.model.get("autoencoder")).get("decoder")
+        return None if decoder is None else open_run(str(decoder))
+
     def facts(self) -> dict[str, Value]:
         """Which weights they are, for records."""
-        return {"checkpoint": str(self.checkpoint), "step": checkpoints.step_of(self.checkpoint), "weights": "EMA"}
+        decoder = self.decoder
+        return {
+            "checkpoint": str(self.checkpoint),
+            "step": checkpoints.step_of(self.checkpoint),
+            "weights": "EMA",
+            **({} if decoder is None else {"decoder": decoder.facts()}),
+        }
 
     def load(self, module: nn.Module) -> None:
-        """Puts the averaged weights in a module, those that it has a place for, and leaves it in eval mode."""
-        parts = {name for name, _ in module.named_children()}
-        module.load_state_dict({name: weight for name, weight in self.weights().items() if name.split(".")[0] in parts})
+        """Puts the averaged weights in a module, those that it has a place for, and leaves it in eval mode.
+
+        Raises:
+            ValueError: where they do not fit it.
+        """
+        try:
+            self._fill(module)
+        except RuntimeError as error:
+            raise ValueError(f"{self.checkpoint} does not fit the run's config.yaml: {error}") from error
         module.eval()
 
     def begin(self, parts: Mapping[str, nn.Module], declared: str) -> str:
@@ -73,15 +91,39 @@ class TrainedRun(NamedTuple):
         Raises:
             ValueError: where the run's parts are not these.
         """
-        weights = {name: weight for name, weight in self.weights().items() if name.split(".")[0] in parts}
         try:
-            nn.ModuleDict(dict(parts)).load_state_dict(weights)
+            self._fill(nn.ModuleDict(dict(parts)))
         except RuntimeError as error:
             raise ValueError(
                 f"init_from {self.folder}: its networks are not those of this run; declare {declared} as "
                 f"{self.folder / 'config.yaml'} does. {error}"
             ) from error
         return f"weights begin with the averaged ones of {self.checkpoint}"
+
+    def _fill(self, module: nn.Module) -> None:
+        parts = {name for name, _ in module.named_children()}
+        module.load_state_dict({name: weight for name, weight in self.weights().items() if name.split(".")[0] in parts})
+
+    def build(self, purpose: str, **bases: type) -> Namespace:
+        """Builds parts of its module, without their weights.
+
+        Args:
+            purpose: what they are to be, in words.
+            bases: the class that each part is a subclass of, by its argument.
+
+        Returns:
+            The parts, by their arguments.
+
+        Raises:
+            ValueError: where a part is missing, or cannot be built.
+        """
+        try:
+            # Weights are drawn, and soon replaced: what is built beside them must not begin elsewhere for it.
+            with torch.random.fork_rng(devices=[]):
+                return built(self.model, **bases)
+        except (UsageError, ValueError) as error:
+            where = f"{error.key}: " if isinstance(error, UsageError) else ""
+            raise ValueError(f"{self.folder} cannot be built as {purpose}: {where}{error}") from error
 
     def classes(self) -> tuple[str, ...]:
         """The names of the classes it was trained on; labels index them.

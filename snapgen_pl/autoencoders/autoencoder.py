@@ -79,6 +79,10 @@ class Autoencoder(nn.Module, ABC):
             "downsampling": self.downsampling,
         }
 
+    def decoding(self) -> dict[str, str | int | float]:
+        """What its images depend on besides latents, for the records of whatever is measured of them."""
+        return self.identity()
+
     def weights_digest(self) -> str:
         """SHA-256 over the weights."""
         return tensors_digest(self.state_dict())

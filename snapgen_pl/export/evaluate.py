@@ -31,6 +31,11 @@ class Extreme(NamedTuple):
     largest: float
     nonfinite: int
 
+    @property
+    def share(self) -> float:
+        """Of float16's largest number, 65,504; above 1 where float16 would overflow."""
+        return self.largest / torch.finfo(torch.float16).max
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:

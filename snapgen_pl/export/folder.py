@@ -25,7 +25,7 @@ from snapgen_pl import checkpoints
 from snapgen_pl.conditioning.class_conditioner import ClassConditioner
 from snapgen_pl.conditioning.conditioner import Conditioner
 from snapgen_pl.conditioning.text_encoder import TextEncoder
-from snapgen_pl.config_files import Value, as_value, load_config
+from snapgen_pl.config_files import Value, as_value, class_value, load_config
 from snapgen_pl.drawing import drawing_module
 from snapgen_pl.export import stand_ins
 from snapgen_pl.export.example import example_of
@@ -75,7 +75,9 @@ class ExportedRun(NamedTuple):
 
     def facts(self) -> dict[str, Value]:
         """Which weights they are, and what runs them."""
-        return {key: self.manifest[key] for key in ("run", "checkpoint", "step", "weights")} | {"backend": self.backend}
+        facts = {key: self.manifest[key] for key in ("run", "checkpoint", "step", "weights")}
+        # Exports of before do not say which decoder they hold: there was none but the autoencoder's.
+        return {**facts, "decoder": self.manifest.get("decoder"), "backend": self.backend}
 
     def classes(self) -> tuple[str, ...]:
         """The names of the classes; labels index them."""
@@ -107,7 +109,7 @@ def export_run(
     classes = source.classes() if module.takes == "label" else ()
     module.ready(source.folder, (), classes)
     source.load(module)
-    facts = run_facts(source, type(module).__qualname__)
+    facts = run_facts(source, module)
     with whole_folder(out) as part:
         records = write_graphs(module, facts, part, coreml, say)
         write_tokenizers(module.conditioner, part)
@@ -135,20 +137,28 @@ def _is_export(folder: Path) -> bool:
     return True
 
 
-def run_facts(source: TrainedRun, module: str) -> dict[str, Value]:
+def run_facts(source: TrainedRun, module: Exportable) -> dict[str, Value]:
     """What every file says of the weights in it.
 
     Args:
         source: the run.
-        module: the class that was exported.
+        module: of it, ready.
     """
+    decoder = {} if source.decoder is None else _weights_facts(source.decoder)
+    return {
+        **_weights_facts(source),
+        "module": type(module).__qualname__,
+        "decoder": {**decoder, **module.autoencoder.decoding()},
+        "commit": describe_code().commit,
+    }
+
+
+def _weights_facts(source: TrainedRun) -> dict[str, Value]:
     return {
         "run": source.folder.resolve().name,
-        "module": module,
         "checkpoint": source.checkpoint.name,
         "step": checkpoints.step_of(source.checkpoint),
         "weights": "EMA",
-        "commit": describe_code().commit,
     }
 
 
@@ -162,7 +172,11 @@ def write_graphs(
     """All graphs of a module as files, with their examples, in an empty folder."""
     for name in (ONNX, COREML, EXAMPLES):
         (folder / name).mkdir()
-    metadata = {f"snapgen_pl.{key}": str(value) for key, value in facts.items() if value is not None}
+    metadata = {
+        f"snapgen_pl.{key}": value if isinstance(value, str) else json.dumps(value)
+        for key, value in facts.items()
+        if value is not None
+    }
     return [_write_graph(graph, metadata, folder, coreml, say) for graph in graphs(module)]
 
 
@@ -273,20 +287,20 @@ def _stand_ins(folder: Path, manifest: Mapping[str, Value], backend: Backend) ->
         file = folder / place / f"{graph}{ending}"
         if not file.exists():
             raise ValueError(f"{file} is missing; export the run with --formats onnx,coreml")
-        return _part(kind, path=str(file))
+        return class_value(kind, path=str(file))
 
     conditioner: Value
     if encoders := _mapping(manifest, "encoders"):
         stand = {name: _encoder_part(program(text_graph(name)), facts, folder / TOKENIZERS / name)
                  for name, facts in encoders.items()}  # fmt: skip
-        conditioner = _part(stand_ins.ProgramTexts, program=program(CONTEXT), encoders=stand)
+        conditioner = class_value(stand_ins.ProgramTexts, program=program(CONTEXT), encoders=stand)
     else:
         classes = manifest["num_classes"]
-        conditioner = _part(stand_ins.ProgramLabels, program=program(CONTEXT), num_classes=classes)
+        conditioner = class_value(stand_ins.ProgramLabels, program=program(CONTEXT), num_classes=classes)
     return {
-        "denoiser": _part(stand_ins.ProgramDenoiser, program=program(DENOISER)),
+        "denoiser": class_value(stand_ins.ProgramDenoiser, program=program(DENOISER)),
         "conditioner": conditioner,
-        "autoencoder": _part(stand_ins.ProgramAutoencoder, program=program(DECODER)),
+        "autoencoder": class_value(stand_ins.ProgramAutoencoder, program=program(DECODER)),
         "sigma_data": None,  # the graph has it inside
     }
 
@@ -296,10 +310,6 @@ def _encoder_part(program: Value, facts: Value, tokenizer: Path) -> Value:
     saved = {"folder": str(tokenizer), "kind": facts["tokenizer"], "tokens": facts["tokens"],
              "truncate": facts["truncate"]}  # fmt: skip
     return {"program": program, "tokenizer": saved, "identity": facts["identity"]}
-
-
-def _part(kind: type, **arguments: Value) -> Value:
-    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": arguments}
 
 
 def _encoder_facts(encoder: TextEncoder) -> dict[str, Value]:

@@ -56,8 +56,9 @@ def report_markdown(records: Sequence[GraphRecord]) -> str:
     return "\n".join(lines) + (
         f"\n\nONNX Runtime against torch: the largest difference, under {MAX_ERROR:.0e} of the largest value or of 1. "
         f"The package in float32 against torch: relative L2, under {MAX_RELATIVE_L2:.0e}. In float16: PSNR, "
-        f"{MIN_PSNR_DB:.0f} dB or more, and no value on the way is NaN or infinite. Rules broken are those of the "
-        "Neural Engine, counted by value; report.json has examples.\n"
+        f"{MIN_PSNR_DB:.0f} dB or more, and no value on the way is NaN or infinite; the largest is told as a share of "
+        "float16's largest too. Rules broken are those of the Neural Engine, counted by value; report.json has "
+        "examples.\n"
     )
 
 
@@ -71,7 +72,7 @@ def _row(record: GraphRecord) -> str:
         f"{coreml.bytes / MEGA:.1f}",
         f"{coreml.float32.difference.relative_l2:.1e}",
         f"{coreml.float16.difference.psnr_db:.1f} dB",
-        "-" if largest is None else f"{largest.largest:.4g} in {largest.type}",
+        "-" if largest is None else f"{largest.largest:.4g} in {largest.type}, {largest.share:.2%}",
         str(sum(coreml.operations.values())),
         ", ".join(f"{count} {rule}" for rule, count in coreml.violations.items()) or "none",
     ]
@@ -95,6 +96,6 @@ def _graph(record: GraphRecord) -> dict[str, object]:
 def _measurement(measured: Measurement) -> dict[str, object]:
     return {
         **measured.difference._asdict(),
-        "largest": [extreme._asdict() for extreme in measured.largest],
+        "largest": [extreme._asdict() | {"share": extreme.share} for extreme in measured.largest],
         "seconds": measured.seconds,
     }

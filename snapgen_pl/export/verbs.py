@@ -9,6 +9,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from snapgen_pl.autoencoders.with_decoder import with_decoder
 from snapgen_pl.export.ane import violations
 from snapgen_pl.export.evaluate import evaluate
 from snapgen_pl.export.example import Example, read_example
@@ -30,6 +31,7 @@ def export(
     formats: Sequence[Format] = ("onnx", "coreml"),
     attention: AttentionLayout = "split",
     target: IOS = 17,
+    decoder: str | None = None,
 ) -> str:
     """Exports a run's averaged weights as ONNX files and Core ML packages, each checked against torch.
 
@@ -39,6 +41,7 @@ def export(
         formats: onnx alone, or coreml besides, which is made of it.
         attention: how the packages lay attention out: split (Apple's), fold, matmul, or sdpa (iOS 18).
         target: the oldest iOS that runs the packages.
+        decoder: the folder of a decoder's run, to export in place of the autoencoder's own decoder.
 
     Returns:
         The report.
@@ -51,17 +54,22 @@ def export(
     options = Options(attention=attention, target=target)
     options.check()
     require_all()
-    records = export_run(open_run(run), Path(out), options if "coreml" in formats else None, say)
+    source = with_decoder(open_run(run), decoder)
+    records = export_run(source, Path(out), options if "coreml" in formats else None, say)
     return f"{report_markdown(records)}\nWritten to {out}"
 
 
-def verify(package: str, example: str | None = None) -> str:
+def verify(package: str, example: str | None = None, noise: float | None = None) -> str:
     """Evaluates a Core ML package, and checks it against torch's outputs, or in float16 against itself in float32.
+
+    Its largest values are told beside float16's, operation type by operation type.
 
     Args:
         package: a .mlpackage.
         example: inputs and what torch gives for them, as `export` writes them; by default those that lie with the
             package, and without any, made-up inputs and the package's own results in float32.
+        noise: checks on made-up inputs alone, with noise of this standard deviation; 30 tells what saturated latents
+            do.
 
     Returns:
         What was found.
@@ -70,8 +78,12 @@ def verify(package: str, example: str | None = None) -> str:
         ValueError: where the package is damaged, or a gate does not hold.
     """
     read = read_package(Path(package))
+    if noise is not None and (example is not None or noise <= 0):
+        raise ValueError(f"--noise is {noise}; give one above 0, and no --example beside it")
     file = Path(example) if example is not None else _example_file(read.path)
-    given = read_example(file) if file is not None else _made_up(read)
+    if noise is not None:
+        file = None
+    given = read_example(file) if file is not None else _made_up(read, 1.0 if noise is None else noise)
     measured = measure(read, given.inputs, given.expected, lambda all_of_them: track(all_of_them, "evaluating"))
     whole = all(declared.dtype == "FLOAT32" for declared in read.outputs.values())
     for complaint in filter(None, (gate_c(measured), gate_a(measured) if whole else gate_b(measured))):
@@ -83,7 +95,10 @@ def verify(package: str, example: str | None = None) -> str:
         f"{package}: {len(read.operations):,} operations, {read.opset}",
         f"against {'torch' if file is not None else 'itself in float32'}: relative L2 {relative:.1e}, "
         f"PSNR {psnr:.1f} dB, largest difference {largest:.1e}",
-        *(f"largest of {each.type}: {each.largest:g}, in {each.operation}" for each in measured.largest[:5]),
+        *(
+            f"largest of {each.type}: {each.largest:g}, {each.share:.2%} of float16's largest, in {each.operation}"
+            for each in measured.largest[:5]
+        ),
         f"values that break a rule of the Neural Engine: {len(broken)}",
         *(f"  {each.rule}: {each.operation} gives {each.value}" for each in examples.values()),
     ]
@@ -101,7 +116,7 @@ def _example_file(package: Path) -> Path | None:
     return file if file.is_file() else None
 
 
-def _made_up(package: Package) -> Example:
+def _made_up(package: Package, deviation: float) -> Example:
     """Noise for numbers, ones for masks, zeros for integers; and what the package gives without rounding to float16."""
     generator = torch.Generator().manual_seed(EXAMPLE_SEED)
 
@@ -113,7 +128,7 @@ def _made_up(package: Package) -> Example:
             return torch.full(declared.shape, EXAMPLE_TIME)
         if "mask" in name or name == "kept":
             return torch.ones(declared.shape)
-        return torch.randn(declared.shape, generator=generator)
+        return deviation * torch.randn(declared.shape, generator=generator)
 
     inputs = {name: made_up(name) for name in package.inputs}
     return Example(inputs, evaluate(package, inputs, "float32").outputs)

@@ -137,7 +137,7 @@ class Pretrain(ClipsGradients):
 
     def decoder(self) -> Facts:
         """What its samples owe to the autoencoder, for records."""
-        return self.autoencoder.identity()
+        return self.autoencoder.decoding()
 
     def weights_digest(self) -> str:
         """SHA-256 over the weights as they are, gathered where they are sharded: every process must ask."""

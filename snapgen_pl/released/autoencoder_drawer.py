@@ -39,8 +39,8 @@ class AutoencoderDrawer(Drawer):
         return self.autoencoder.channels, side, side
 
     def _decoder(self) -> Decoder:
-        identity = self.autoencoder.identity()
-        return Decoder(str(identity["class"]), str(identity["weights"]))
+        decoding = self.autoencoder.decoding()
+        return Decoder(str(decoding["class"]), str(decoding["weights"]))
 
     def _decoded(self, latent_BCHW: Tensor) -> Tensor:
         return self.autoencoder.decode(self.autoencoder.to_raw(latent_BCHW))

@@ -126,6 +126,7 @@ def decoders(records: Mapping[str, DecoderRecord], seconds: Mapping[str, float])
     for key in (*published, *BESIDE):
         told = published.get(key, PublishedDecoder(key, "", ""))
         record, cost = records.get(key), _cost(key, told)
+        small, large = (record.sizes[str(size)] if record else {} for size in SIZES)
         rows.append(
             DecoderRow(
                 key,
@@ -135,7 +136,12 @@ def decoders(records: Mapping[str, DecoderRecord], seconds: Mapping[str, float])
                 told.gflops,
                 told.psnr,
                 record and record.crops,
-                *[record and record.sizes[str(size)][name] for size in SIZES for name in ("psnr", "ssim", "lpips")],
+                small.get("psnr"),
+                small.get("ssim"),
+                small.get("lpips"),
+                large.get("psnr"),
+                large.get("ssim"),
+                large.get("lpips"),
                 seconds.get(key),
             )
         )

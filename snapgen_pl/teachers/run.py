@@ -7,20 +7,17 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jsonargparse import Namespace
-from torch import Tensor, nn
+from torch import nn
 
 from snapgen_pl.autoencoders.autoencoder import ROUNDING, Autoencoder
 from snapgen_pl.conditioning.conditioner import Conditioner
-from snapgen_pl.config_files import Value
 from snapgen_pl.digest import tensors_digest, values_digest
-from snapgen_pl.errors import UsageError
 from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.metrics.sample_metric import Facts
 from snapgen_pl.models.denoiser import Denoiser
 from snapgen_pl.models.preconditioned import preconditioned
 from snapgen_pl.teachers.teacher import Teacher
-from snapgen_pl.trained_run import built, open_run
+from snapgen_pl.trained_run import open_run
 
 # What of a module's arguments makes its network.
 _NETWORK = ("denoiser", "conditioner", "sigma_data")
@@ -46,14 +43,14 @@ class RunTeacher(Teacher):
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         self._run, self.dtype = open_run(run), dtype
-        parts = self._built(denoiser=Denoiser, conditioner=Conditioner)
+        parts = self._run.build("a teacher", denoiser=Denoiser, conditioner=Conditioner)
         sigma_data = self._run.model.get("sigma_data")
         assert sigma_data is None or isinstance(sigma_data, float | int), sigma_data
         super().__init__(preconditioned(parts.denoiser, sigma_data), parts.conditioner, guidance)
 
     def latents(self) -> Mapping[str, str | int | float]:
         """The identity of the run's autoencoder, which is read for it."""
-        autoencoder: Autoencoder = self._built(autoencoder=Autoencoder).autoencoder
+        autoencoder: Autoencoder = self._run.build("a teacher", autoencoder=Autoencoder).autoencoder
         autoencoder.ready(self._run.folder, ())
         return {key: value for key, value in autoencoder.identity().items() if key not in ROUNDING}
 
@@ -63,11 +60,7 @@ class RunTeacher(Teacher):
             self._check_classes(own, classes)
         # What its conditioner keeps lies in its own run's folder.
         line = self._conditioner.ready(self._run.folder, own)
-        network = nn.ModuleDict({"denoiser": self._denoiser, "conditioner": self._conditioner})
-        try:
-            network.load_state_dict(self._weights())
-        except RuntimeError as error:
-            raise ValueError(f"{self._run.checkpoint} does not fit the run's config.yaml: {error}") from error
+        self._run.load(nn.ModuleDict({"denoiser": self._denoiser, "conditioner": self._conditioner}))
         return [f"teacher: {self._run.checkpoint}, averaged weights", *filter(None, [line])]
 
     def identity(self) -> Facts:
@@ -83,7 +76,8 @@ class RunTeacher(Teacher):
 
     @cached_property
     def _weights_digest(self) -> str:
-        return tensors_digest(self._weights())
+        weights = self._run.weights().items()
+        return tensors_digest({name: weight for name, weight in weights if name.split(".")[0] in _NETWORK})
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -91,20 +85,6 @@ class RunTeacher(Teacher):
 
     def _precision(self, device: torch.device) -> AbstractContextManager[object]:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
-
-    def _weights(self) -> dict[str, Tensor]:
-        weights = self._run.weights()
-        return {name: weight for name, weight in weights.items() if name.startswith(("denoiser.", "conditioner."))}
-
-    def _built(self, **bases: type) -> Namespace:
-        model: dict[str, Value] = self._run.model
-        try:
-            # Weights are drawn, and soon replaced: a student must not begin elsewhere for having a teacher.
-            with torch.random.fork_rng(devices=[]):
-                return built(model, **bases)
-        except (UsageError, ValueError) as error:
-            where = f"{error.key}: " if isinstance(error, UsageError) else ""
-            raise ValueError(f"{self._run.folder} cannot be built as a teacher: {where}{error}") from error
 
     def _check_classes(self, own: tuple[str, ...], classes: tuple[str, ...]) -> None:
         if own == classes:

@@ -8,6 +8,7 @@ import yaml
 
 from snapgen_pl import rng
 from snapgen_pl.__main__ import main
+from snapgen_pl.autoencoders.with_decoder import with_decoder
 from snapgen_pl.export.folder import export_run
 from snapgen_pl.export.options import Options
 from snapgen_pl.export.report import GraphRecord
@@ -18,6 +19,7 @@ from tests.tiny_kl import kl
 
 IMAGES, SIDE = 8, 16
 CLASSES = ("cat", "dog")
+OPTIMIZER = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3e-2}}
 MINILM_WIDTH, MINILM_TOKENS = 384, 8
 
 
@@ -27,8 +29,9 @@ class Exported(NamedTuple):
     records: dict[str, GraphRecord]
 
 
-def export(run: Path, folder: Path) -> Exported:
-    records = export_run(open_run(str(run)), folder, Options())
+def export(run: Path, folder: Path, decoder: Path | None = None) -> Exported:
+    source = with_decoder(open_run(str(run)), None if decoder is None else str(decoder))
+    records = export_run(source, folder, Options())
     return Exported(run, folder, {record.onnx.graph: record for record in records})
 
 
@@ -46,21 +49,17 @@ def part(kind: str, **arguments: Any) -> dict[str, Any]:
     return {"class_path": f"snapgen_pl.{kind}", "init_args": arguments}
 
 
-def fit(folder: Path, name: str, model: dict[str, Any], source: dict[str, Any]) -> Path:
+def fit(folder: Path, name: str, model: dict[str, Any], source: dict[str, Any], averaged: tuple[str, ...] = ()) -> Path:
     """Trains for two steps, each of which moves the weights far."""
     data = part("data.datamodule.ImageData", source=source, image_size=SIDE, batch_size=4)
-    data["init_args"]["condition"] = "label" if name == "classes" else "caption"
-    shared = {
-        "image_size": SIDE,
-        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3e-2}},
-        "sampler": part("flow.samplers.Euler", steps=2),
-        "guidance": {"scale": 2.0},
-    }
+    data["init_args"]["condition"] = "caption" if "captioned" in source["class_path"] else "label"
+    model["init_args"]["optimizer"] = OPTIMIZER
     content = {
         "name": name,
         "runs": str(folder),
-        "model": part("modules.pretrain.Pretrain", **model, **shared),
+        "model": model,
         "data": data,
+        "ema": {"modules": list(averaged)} if averaged else {},
         "trainer": {
             "max_steps": 2,
             "accelerator": "cpu",
@@ -75,6 +74,15 @@ def fit(folder: Path, name: str, model: dict[str, Any], source: dict[str, Any]) 
     return folder / name
 
 
+def pretrain(**parts: Any) -> dict[str, Any]:
+    sampler = part("flow.samplers.Euler", steps=2)
+    return part("modules.pretrain.Pretrain", **parts, image_size=SIDE, sampler=sampler, guidance={"scale": 2.0})
+
+
+def patch_pca() -> dict[str, Any]:
+    return part("autoencoders.patch_pca.PatchPCA", patch=4, channels=4)
+
+
 def class_run(folder: Path, images: Path) -> Path:
     """Two stages with self-attention and rotary positions, behind EDM's preconditioning; no mask, nothing pooled."""
     stages = [
@@ -82,13 +90,24 @@ def class_run(folder: Path, images: Path) -> Path:
         {"channels": 64, "down": [{"layers": 1}], "up": [{"layers": 0}, {"layers": 0}], "self_attention": True},
     ]
     unet = part("models.unet.UNet", stages=stages, middle_layers=0, in_channels=4, context_dim=16, head_dim=32)
-    model = {
-        "denoiser": unet,
-        "conditioner": part("conditioning.class_tokens.ClassTokens", num_classes=3, tokens=2, context_dim=16),
-        "autoencoder": part("autoencoders.patch_pca.PatchPCA", patch=4, channels=4),
-        "sigma_data": 0.5,
-    }
+    conditioner = part("conditioning.class_tokens.ClassTokens", num_classes=3, tokens=2, context_dim=16)
+    model = pretrain(denoiser=unet, conditioner=conditioner, autoencoder=patch_pca(), sigma_data=0.5)
     return fit(folder, "classes", model, part("data.image_folder.ImageFolder", root=str(images)))
+
+
+def decoder_run(folder: Path, images: Path) -> Path:
+    """A decoder on the latents of the run of classes, alone."""
+    model = part(
+        "modules.decoder.TrainDecoder",
+        decoder=part("models.decoder.Decoder", stages=[{"channels": 32, "blocks": 1}] * 3, in_channels=4),
+        autoencoder=patch_pca(),
+        discriminator=part("models.patch_discriminator.PatchDiscriminator", width=32, layers=2),
+        reconstruction=part("distill.reconstruction_loss.ReconstructionLoss", lpips_weight=0.0),
+        adversarial_from=1_000,
+        discriminator_optimizer=OPTIMIZER,
+    )
+    source = part("data.image_folder.ImageFolder", root=str(images))
+    return fit(folder, "decoder", model, source, averaged=("decoder",))
 
 
 def text_run(folder: Path, images: Path) -> Path:
@@ -125,5 +144,5 @@ def text_run(folder: Path, images: Path) -> Path:
         head_dim=32,
     )
     autoencoder = part("autoencoders.kl.KL", path=str(folder / "sd3"), subfolder="vae")
-    model = {"denoiser": unet, "conditioner": texts, "autoencoder": autoencoder}
+    model = pretrain(denoiser=unet, conditioner=texts, autoencoder=autoencoder)
     return fit(folder, "texts", model, part("data.captioned_folder.CaptionedFolder", root=str(images)))

@@ -73,6 +73,7 @@ def test_in_float32_nothing_is_rounded_and_weights_are_as_stored(halves: Package
     np.testing.assert_allclose(found.outputs["out"].numpy(), np.sqrt((x * x + stored) / x) - x, rtol=1e-6)
     assert all(extreme.nonfinite == 0 for extreme in found.extremes)
     assert found.extremes[0].largest == pytest.approx(300.031**2)
+    assert found.extremes[0].share == pytest.approx(300.031**2 / 65504)
 
 
 def test_no_finite_value_at_all_is_reported_as_zero(halves: Package) -> None:

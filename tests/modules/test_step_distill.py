@@ -14,14 +14,17 @@ from callbacks.tensorboard import RunLogger
 from callbacks.timestep_scaling import TimestepAwareScaling
 from snapgen_pl import rng
 from snapgen_pl.checkpoints import LAST
+from snapgen_pl.conditioning.conditioner import Conditioner
 from snapgen_pl.data.source import Batch
 from snapgen_pl.distill.adversarial import AdversarialLoss
 from snapgen_pl.flow.samplers import Euler, Renoising
 from snapgen_pl.flow.timesteps import LogitNormal
+from snapgen_pl.models.denoiser import Denoiser
 from snapgen_pl.models.discriminator import Discriminator, HeadInput
 from snapgen_pl.modules.pretrain import Pretrain
 from snapgen_pl.modules.step_distill import StepDistill
 from snapgen_pl.teachers.run import RunTeacher
+from snapgen_pl.trained_run import open_run
 from tests import distill_run, distilled_run, pretrain_run, tiny_run
 from tests.distill_run import step_distill, train
 from tests.test_resume import in_own_process
@@ -222,11 +225,12 @@ def test_it_begins_with_the_averaged_weights_of_a_run(images: Path, run: Path, t
                 assert torch.equal(pl_module.get_parameter(name), weight), name
 
     def module(init_from: str | None = str(source)) -> StepDistill:
+        parts = open_run(str(run)).build("a student", denoiser=Denoiser, conditioner=Conditioner)
         teacher = RunTeacher(str(run))
         inputs = [HeadInput("up.1", 32)]
         return StepDistill(
-            teacher._built(denoiser=torch.nn.Module).denoiser,
-            teacher._built(conditioner=torch.nn.Module).conditioner,
+            parts.denoiser,
+            parts.conditioner,
             step_distill(run).autoencoder,
             teacher,
             Discriminator(inputs, 16, width=8),
