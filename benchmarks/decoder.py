@@ -80,20 +80,20 @@ class Report:
 
 def subjects() -> dict[str, Subject]:
     """The reference, in strips and whole, and diffusers' decoders for latents of 16 channels."""
-    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
     from diffusers.models.autoencoders.vae import Decoder as KLDecoder
+
+    from snapgen_pl.models.taesd import TAESDDecoder
 
     ours = Decoder().eval()
     widths = (128, 256, 512, 512)
     blocks = ("UpDecoderBlock2D",) * len(widths)
     sd3 = KLDecoder(CHANNELS, 3, up_block_types=blocks, block_out_channels=widths, layers_per_block=2)
-    tiny = AutoencoderTiny(latent_channels=CHANNELS).decoder
-    for network in (sd3, tiny):
-        network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from the stubs
+    sd3.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from the stubs
+    taesd = TAESDDecoder(CHANNELS).eval()
     return {
         OURS: Subject(ours, partial(decode_in_strips, ours)),
         "snapgen_whole": Subject(ours, ours),
-        "tiny": Subject(tiny, tiny),
+        "taesd": Subject(taesd, taesd),
         "sd3": Subject(sd3, sd3),
     }
 

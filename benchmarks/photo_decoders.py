@@ -6,6 +6,7 @@ has a record is not done again, and a run that was interrupted goes on where it 
 decoder`` shows the records.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,24 +14,33 @@ from pathlib import Path
 import torch
 from jsonargparse import auto_cli
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.rows import TrainedRow
 from snapgen_pl import checkpoints
 from snapgen_pl.autoencoders.kl import KL
+from snapgen_pl.autoencoders.with_decoder import WithDecoder
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.image_folder import FolderSet, ImageFolder
 from snapgen_pl.data.source import ImageBatch
 from snapgen_pl.images import from_uint8, to_uint8
 from snapgen_pl.metrics.lpips import LPIPS
 from snapgen_pl.metrics.reconstruction import reconstruction
-from snapgen_pl.models.latent_decoder import LatentDecoder
-from snapgen_pl.modules.autoencoder import TrainAutoencoder
+from snapgen_pl.modules.autoencoder import save
 from snapgen_pl.png import to_pil, write_png
-from snapgen_pl.provenance import describe_machine
 from snapgen_pl.runs import Run
-from snapgen_pl.tables.decoder import ADVERSARIAL, FILES, LONG, OWN, SIZES, TAESD, DecoderRecord, recipe_of
-from snapgen_pl.trained_run import open_run
+from snapgen_pl.tables.decoder import (
+    ADVERSARIAL,
+    FILES,
+    LONG,
+    OWN,
+    SIZES,
+    TAESD,
+    DecoderRecord,
+    read_decoder_records,
+    recipe_of,
+)
+from snapgen_pl.trained_run import MANIFEST, open_run
 
 RESULTS = Path("experiments/results/decoder")
 AUTOENCODER = Path("runs/photo-autoencoder")
@@ -59,7 +69,7 @@ def main(rows: Sequence[str] = tuple(FILES), seeds: Sequence[int] = (0,)) -> Non
 
     Args:
         rows: of the table.
-        seeds: of the decoders; their autoencoder is one.
+        seeds: of the decoders; their autoencoder is one, and the adversarial row begins with ``long``'s first.
 
     Raises:
         ValueError: for a row that there is no file of, or where the photographs are missing.
@@ -70,31 +80,31 @@ def main(rows: Sequence[str] = tuple(FILES), seeds: Sequence[int] = (0,)) -> Non
         raise ValueError(f"{PHOTOGRAPHS} is missing; run `python -m benchmarks.photographs` first")
     autoencoder = trained(OWN, 0)
     autoencoder.train()
-    save(autoencoder.folder)
-    bench = Bench(autoencoder.folder / "vae")
+    bench = Bench(save(autoencoder.folder))
+    check_encoder(bench)
     for seed in seeds:
         for row in rows:
             make(row, seed, bench)
-    if all(trained(row, seeds[0]).recorded(RESULTS) for row in SHOWN_ROWS):
+    if all(trained(row, seeds[0]).ended for row in SHOWN_ROWS):
         write_png(to_pil(picture(bench, seeds[0])), PICTURE)
         print(f"Drawn in {PICTURE}")
 
 
+def check_encoder(bench: "Bench") -> None:
+    """Raises ValueError where records are of another encoder: rows would be trained that do not compare."""
+    digest = bench.autoencoder.weights_digest()
+    if strangers := [row for row, each in read_decoder_records(RESULTS).items() if each.autoencoder != digest]:
+        raise ValueError(
+            f"{RESULTS}: {', '.join(strangers)} are of another encoder than {AUTOENCODER}; delete these records to "
+            "train all rows anew, or put that run back"
+        )
+
+
 def trained(row: str, seed: int) -> PhotoRow:
-    """A row's run."""
-    folder = AUTOENCODER if row == OWN else Path("runs/photo-decoders") / f"{row}-seed{seed}"
-    return PhotoRow(row, seed, FILES[row], recipe_of(row), folder)
-
-
-def save(run: Path) -> Path:
-    """Writes a trained autoencoder's averaged weights as diffusers does, to ``vae`` in the run, where it is missing."""
-    folder = run / "vae"
-    if not folder.exists():
-        source = open_run(str(run))
-        module = TrainAutoencoder(config=source.model["config"])  # type: ignore[arg-type]  # as it was declared
-        source.load(module)
-        module.network.save_pretrained(folder)
-    return folder
+    """A row's run; the autoencoder's is one, whatever the seed."""
+    if row == OWN:
+        return PhotoRow(row, 0, FILES[row], recipe_of(row), AUTOENCODER)
+    return PhotoRow(row, seed, FILES[row], recipe_of(row), Path("runs/photo-decoders") / f"{row}-seed{seed}")
 
 
 class Bench:
@@ -140,13 +150,12 @@ class Bench:
         return found
 
     def decoder(self, run: PhotoRow) -> Decode:
-        """The averaged weights of a run; for the autoencoder's, its own decoder."""
+        """The averaged weights of a run, in fp32; for the autoencoder's, its own decoder."""
         if run.row == OWN:
             return self.autoencoder.decode
-        source = open_run(str(run.folder))
-        module = nn.ModuleDict({"decoder": source.build("a decoder", decoder=LatentDecoder).decoder})
-        source.load(module)
-        return module["decoder"].to(self.device)
+        decoded = WithDecoder(self.autoencoder, str(run.folder))
+        decoded.ready(run.folder, ())
+        return decoded.eval().requires_grad_(False).to(self.device).decode
 
 
 @torch.no_grad()
@@ -170,14 +179,16 @@ def make(row: str, seed: int, bench: Bench) -> None:
         return
     run.train()
     seconds = EventAccumulator(str(run.folder)).Reload().Scalars("train/seconds")[-1].value
-    machine = describe_machine()
+    start = json.loads((run.folder / MANIFEST).read_text(encoding="utf-8"))["starts"][-1]
     record = DecoderRecord(
         row=row,
         seed=seed,
         recipe=run.recipe,
         crops=int(torch.load(open_run(str(run.folder)).checkpoint, weights_only=True, mmap=True)["images_seen"]),
         training_seconds=round(seconds, 1),
-        machine=machine.gpus or machine.cpu,
+        machine=start["hardware"]["gpus"] or start["hardware"]["cpu"],
+        date=start["time"],
+        commit=start["code"]["commit"],
         autoencoder=str(bench.autoencoder.identity()["weights"]),
         sizes=bench.measure(bench.decoder(run)),
     )

@@ -19,7 +19,9 @@ from jsonargparse import auto_cli
 from PIL import Image
 from rich.progress import track
 
-LIST = Path("experiments/photographs/photographs.txt")
+from snapgen_pl.tables.decoder import LIST
+from snapgen_pl.whole_files import whole_file, whole_folder
+
 LONGER_SIDES = (2048, 1024)  # px
 TILE = 512
 
@@ -54,8 +56,8 @@ def main(folder: Path = Path("photographs")) -> None:
     missing = {each.package for each in photographs if not _original(originals, each).exists()}
     for package in sorted(missing):
         fetch(package, [each for each in photographs if each.package == package], originals)
-    with ProcessPoolExecutor() as pool:
-        done = pool.map(partial(reduce, folder=folder), photographs)
+    with whole_folder(folder / "images") as images, ProcessPoolExecutor() as pool:
+        done = pool.map(partial(reduce, originals=originals, images=images), photographs)
         written = sum(track(done, "reducing photographs", total=len(photographs)))
     print(f"{written} images of {len(photographs)} photographs written to {folder}")
 
@@ -75,14 +77,15 @@ def fetch(package: str, photographs: Sequence[Photograph], originals: Path) -> N
         for photograph in photographs:
             target = _original(originals, photograph)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(Path(name) / photograph.file, target)
+            with whole_file(target) as part:
+                shutil.copyfile(Path(name) / photograph.file, part)
 
 
-def reduce(photograph: Photograph, folder: Path) -> int:
+def reduce(photograph: Photograph, originals: Path, images: Path) -> int:
     """Writes what is made of a photograph, as PNG; returns the number of files."""
-    target = folder / "images" / photograph.split / "photographs"  # one class
+    target = images / photograph.split / "photographs"  # one class
     target.mkdir(parents=True, exist_ok=True)
-    with Image.open(_original(folder / "originals", photograph)) as opened:
+    with Image.open(_original(originals, photograph)) as opened:
         image = opened.convert("RGB")
     if photograph.split == "val":
         reduced(image, LONGER_SIDES[0]).save(target / f"{photograph.name}.png")

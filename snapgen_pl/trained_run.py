@@ -59,15 +59,14 @@ class TrainedRun(NamedTuple):
         decoder = arguments(self.model.get("autoencoder")).get("decoder")
         return None if decoder is None else open_run(str(decoder))
 
+    def weights_facts(self) -> dict[str, Value]:
+        """Which weights its own are, for records."""
+        return {"checkpoint": str(self.checkpoint), "step": checkpoints.step_of(self.checkpoint), "weights": "EMA"}
+
     def facts(self) -> dict[str, Value]:
-        """Which weights they are, for records."""
+        """Which weights its images are of: its own, and those of another run's decoder."""
         decoder = self.decoder
-        return {
-            "checkpoint": str(self.checkpoint),
-            "step": checkpoints.step_of(self.checkpoint),
-            "weights": "EMA",
-            **({} if decoder is None else {"decoder": decoder.facts()}),
-        }
+        return self.weights_facts() | ({} if decoder is None else {"decoder": decoder.facts()})
 
     def load(self, module: nn.Module) -> None:
         """Puts the averaged weights in a module, those that it has a place for, and leaves it in eval mode.

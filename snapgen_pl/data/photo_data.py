@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import lightning as L
 import torch
 from torch import Tensor
 
@@ -98,3 +99,28 @@ class PhotoData(ImageData):
         if split == "validation":
             return WholeSamples(items, conditions, self.multiple, self.largest)
         return CropSamples(items, conditions, self.image_size, self.seed, flip_seed)
+
+
+def check_images(trainer: L.Trainer, downsampling: int) -> ImageData:
+    """The images that a trainer is given to encode and decode.
+
+    Args:
+        trainer: with its data module.
+        downsampling: pixels along a side of a latent position.
+
+    Raises:
+        ValueError: where they are latents, or of sizes that do not divide by ``downsampling``.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, ImageData) or isinstance(data.source.train, LatentSet):
+        raise ValueError(
+            "images are needed, of a PhotoData or ImageData, and these are latents, or of another data module: "
+            f"{type(data).__name__}"
+        )
+    sides = {"data.image_size": data.image_size} | (
+        {"data.multiple": data.multiple} if isinstance(data, PhotoData) else {}
+    )
+    for name, side in sides.items():
+        if side % downsampling:
+            raise ValueError(f"{name} is {side}, not a multiple of the autoencoder's {downsampling}")
+    return data

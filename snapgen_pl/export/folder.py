@@ -144,11 +144,11 @@ def run_facts(source: TrainedRun, module: Exportable) -> dict[str, Value]:
         source: the run.
         module: of it, ready.
     """
-    decoder = {} if source.decoder is None else _weights_facts(source.decoder)
+    decoder = {} if source.decoder is None else {"trained": _weights_facts(source.decoder)}
     return {
         **_weights_facts(source),
         "module": type(module).__qualname__,
-        "decoder": {**decoder, **module.autoencoder.decoding()},
+        "decoder": {**module.autoencoder.decoding(), **decoder},
         "commit": describe_code().commit,
     }
 

@@ -68,8 +68,7 @@ def verify(package: str, example: str | None = None, noise: float | None = None)
         package: a .mlpackage.
         example: inputs and what torch gives for them, as `export` writes them; by default those that lie with the
             package, and without any, made-up inputs and the package's own results in float32.
-        noise: checks on made-up inputs alone, with noise of this standard deviation; 30 tells what saturated latents
-            do.
+        noise: checks on made-up inputs alone, numbers of this standard deviation: 30 for latents that are saturated.
 
     Returns:
         What was found.
@@ -77,12 +76,10 @@ def verify(package: str, example: str | None = None, noise: float | None = None)
     Raises:
         ValueError: where the package is damaged, or a gate does not hold.
     """
-    read = read_package(Path(package))
     if noise is not None and (example is not None or noise <= 0):
         raise ValueError(f"--noise is {noise}; give one above 0, and no --example beside it")
-    file = Path(example) if example is not None else _example_file(read.path)
-    if noise is not None:
-        file = None
+    read = read_package(Path(package))
+    file = Path(example) if example is not None else None if noise is not None else _example_file(read.path)
     given = read_example(file) if file is not None else _made_up(read, 1.0 if noise is None else noise)
     measured = measure(read, given.inputs, given.expected, lambda all_of_them: track(all_of_them, "evaluating"))
     whole = all(declared.dtype == "FLOAT32" for declared in read.outputs.values())

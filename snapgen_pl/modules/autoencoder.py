@@ -1,7 +1,7 @@
 """Trains an autoencoder of diffusers' from the start, for decoders to learn from. Wiring only."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from pathlib import Path
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -10,16 +10,19 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
 
-from snapgen_pl import rng
+from snapgen_pl.autoencoders.autoencoder import Posterior
+from snapgen_pl.config_files import Value
+from snapgen_pl.data.photo_data import check_images
 from snapgen_pl.data.source import ImageBatch
 from snapgen_pl.distill.loss_terms import LossCombiner, LossTerm, LossTerms, Role, WeightedSum
 from snapgen_pl.distill.reconstruction_loss import ReconstructionLoss
-from snapgen_pl.images import from_uint8, to_uint8
-from snapgen_pl.metrics.reconstruction import reconstruction
+from snapgen_pl.images import from_uint8
+from snapgen_pl.metrics.reconstruction import ReconstructionMeans
 from snapgen_pl.modules.clipping import ClipsGradients
 from snapgen_pl.modules.pretrain import TrainingStep, check_schedule, rate
+from snapgen_pl.trained_run import open_run
+from snapgen_pl.whole_files import whole_folder
 
 
 class TrainAutoencoder(ClipsGradients):
@@ -49,7 +52,7 @@ class TrainAutoencoder(ClipsGradients):
 
     def __init__(
         self,
-        config: dict[str, Any],
+        config: dict[str, Value],
         reconstruction: ReconstructionLoss | None = None,
         kl_weight: float = 1e-6,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = lambda parameters: AdamW(
@@ -63,25 +66,29 @@ class TrainAutoencoder(ClipsGradients):
         if kl_weight < 0:
             raise ValueError(f"kl_weight is {kl_weight}; give 0 or more")
         check_schedule(warmup_images, decay_images)
+        self.reconstruction = reconstruction or ReconstructionLoss()
+        if not self.reconstruction.weights:
+            raise ValueError("reconstruction has no weight above 0; give it one")
         try:
             self.network = AutoencoderKL(**config)
         except TypeError as error:
             raise ValueError(f"config is none of an AutoencoderKL: {error}") from error
         self.network.to(memory_format=torch.channels_last)
-        self.reconstruction, self.kl_weight = reconstruction or ReconstructionLoss(), kl_weight
+        self.kl_weight = kl_weight
         self.loss_roles: Mapping[str, Role] = {**self.reconstruction.roles, "kl": "task"}
         self.make_optimizer, self.warmup_images, self.decay_images = optimizer, warmup_images, decay_images
         self.seed = seed
         self.combine: LossCombiner = WeightedSum()
         self.images_seen = 0
-        self._means: dict[str, MeanMetric] = {}
+        self._means = ReconstructionMeans()
 
     def setup(self, stage: str) -> None:
-        """Reads the weights of LPIPS.
+        """Checks the data, and reads the weights of LPIPS.
 
         Raises:
-            ValueError: where they are missing.
+            ValueError: where the data are no images of a size that fits, or weights are missing.
         """
+        check_images(self.trainer, 2 ** (len(self.network.config["block_out_channels"]) - 1))
         self.reconstruction.ready(self.device)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -103,8 +110,8 @@ class TrainAutoencoder(ClipsGradients):
         """The terms of the loss per sample, in fp32; there is no time, so that all times are 0."""
         image_BCHW = from_uint8(batch.image_BCHW)
         posterior = self.posterior(image_BCHW)
-        noise_BCHW = rng.normal(self.seed, rng.Stream.POSTERIOR, batch.position_B, tuple(posterior.mean.shape[1:]))
-        decoded_BCHW = self.decoded(posterior.mean + posterior.std * noise_BCHW)
+        raw_BCHW = Posterior(posterior.mean, posterior.std).draw(self.seed, batch.position_B)
+        decoded_BCHW = self.decoded(raw_BCHW)
         divergence_B = posterior.kl() / image_BCHW[0].numel()
         kl = LossTerm("kl", "task", divergence_B, self.kl_weight)
         terms = (*self.reconstruction.terms(decoded_BCHW, image_BCHW), kl)
@@ -124,15 +131,11 @@ class TrainAutoencoder(ClipsGradients):
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
         """Measures what comes back through the posteriors' means."""
         decoded_BCHW = self.decoded(self.posterior(from_uint8(batch.image_BCHW)).mean)
-        found = reconstruction(to_uint8(decoded_BCHW), batch.image_BCHW, self.reconstruction.lpips)
-        for name, value_B in found.items():
-            self._means.setdefault(name, MeanMetric().to(self.device)).update(value_B)
+        self._means.update(decoded_BCHW, batch.image_BCHW, self.reconstruction.lpips)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the means over images."""
-        for name, mean in self._means.items():
-            self.log(f"val/{name}", mean.compute(), prog_bar=name == "psnr", rank_zero_only=True)
-        self._means = {}
+        self._means.log(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Keeps the count of images."""
@@ -141,3 +144,24 @@ class TrainAutoencoder(ClipsGradients):
     def on_load_checkpoint(self, checkpoint: dict[str, int]) -> None:
         """Takes it up."""
         self.images_seen = checkpoint["images_seen"]
+
+
+def save(run: Path) -> Path:
+    """Writes a trained autoencoder's averaged weights as diffusers does, to ``vae`` in the run, where it is missing.
+
+    Args:
+        run: the folder of a run of :class:`TrainAutoencoder`.
+
+    Returns:
+        The folder, which :class:`~snapgen_pl.autoencoders.kl.KL` reads.
+    """
+    folder = run / "vae"
+    if not folder.exists():
+        source = open_run(str(run))
+        config = source.model["config"]
+        assert isinstance(config, dict)
+        module = TrainAutoencoder(config)
+        source.load(module)
+        with whole_folder(folder) as part:
+            module.network.save_pretrained(part)
+    return folder

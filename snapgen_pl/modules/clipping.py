@@ -22,10 +22,11 @@ def clip_gradients(optimizer: Optimizer, max_norm: float) -> Tensor:
 
 
 class ClipsGradients(L.LightningModule):
-    """A module of one optimizer that clips by ``trainer.gradient_clip_val`` under bf16, fused optimizers too.
+    """A module that clips gradients by ``trainer.gradient_clip_val``, those of fused optimizers too.
 
-    Lightning refuses those in every mixed precision, since they undo the scaling of losses themselves; but float16's
-    losses alone are scaled. The norm is logged as ``train/gradient_norm``.
+    Lightning refuses these in every mixed precision, since they undo the scaling of losses themselves; but float16's
+    losses alone are scaled. The norm is logged as ``train/gradient_norm``. Under float16, and by value, Lightning
+    clips, and logs none.
     """
 
     def configure_gradient_clipping(

@@ -10,17 +10,17 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
 
 from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
+from snapgen_pl.config_files import Value
 from snapgen_pl.data.datamodule import ImageData
-from snapgen_pl.data.photo_data import PhotoData
-from snapgen_pl.data.source import ImageBatch, LatentSet
+from snapgen_pl.data.photo_data import check_images
+from snapgen_pl.data.source import ImageBatch
 from snapgen_pl.distill.adversarial import AdversarialLoss
 from snapgen_pl.distill.loss_terms import LossCombiner, LossTerm, LossTerms, Role, WeightedSum
 from snapgen_pl.distill.reconstruction_loss import ReconstructionLoss, mean_CHW
-from snapgen_pl.images import from_uint8, to_uint8
-from snapgen_pl.metrics.reconstruction import reconstruction
+from snapgen_pl.images import from_uint8
+from snapgen_pl.metrics.reconstruction import ReconstructionMeans
 from snapgen_pl.models.latent_decoder import LatentDecoder
 from snapgen_pl.models.patch_discriminator import PatchDiscriminator
 from snapgen_pl.modules.frozen import Frozen, make_ready
@@ -75,6 +75,7 @@ class TrainDecoder(L.LightningModule):
     Attributes:
         turns: whose step comes next, and how many each network has taken; the decoder is the generator.
         adversarial_begun: whether the decoder faces the discriminator.
+        began_from: which weights ``init_from`` came to, once they were taken.
     """
 
     def __init__(
@@ -123,10 +124,11 @@ class TrainDecoder(L.LightningModule):
         self.make_optimizer, self.make_discriminator_optimizer = optimizer, discriminator_optimizer
         self.warmup_images, self.decay_images = warmup_images, decay_images
         self.seed, self.init_from = seed, init_from
+        self.began_from: dict[str, Value] | None = None
         self.turns = Turns(discriminator_steps, accumulate, gradient_clip)
         self.combine: LossCombiner = WeightedSum()
         self.images_seen = 0
-        self._means: dict[str, MeanMetric] = {}
+        self._means = ReconstructionMeans()
         self._told_full = False
 
     @property
@@ -152,7 +154,9 @@ class TrainDecoder(L.LightningModule):
         self.autoencoder.to(self.device)
         self.reconstruction.ready(self.device)
         if stage == "fit" and self.init_from is not None:  # a checkpoint, where there is one, comes after
-            rank_zero_info(open_run(self.init_from).begin({"decoder": self.decoder}, "decoder"))
+            run = open_run(self.init_from)
+            rank_zero_info(run.begin({"decoder": self.decoder}, "decoder"))
+            self.began_from = run.weights_facts()
 
     def configure_optimizers(self) -> Any:
         """The decoder's and the discriminator's, with one schedule: by the images that the decoder has seen."""
@@ -235,15 +239,15 @@ class TrainDecoder(L.LightningModule):
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
         """Measures what is decoded of the posteriors' means, and, until that was told, by the autoencoder itself."""
         raw_BCHW = self._posterior(from_uint8(batch.image_BCHW)).mean_BCHW
-        self._measure(self.decoder(raw_BCHW), batch.image_BCHW, "")
+        lpips = self.reconstruction.lpips
+        self._means.update(self.decoder(raw_BCHW), batch.image_BCHW, lpips)
         if not self._told_full:
-            self._measure(self._decoded_in_full(raw_BCHW), batch.image_BCHW, "_full")
+            self._means.update(self._decoded_in_full(raw_BCHW), batch.image_BCHW, lpips, "_full")
 
     def on_validation_epoch_end(self) -> None:
         """Logs the means over images."""
-        for name, mean in self._means.items():
-            self.log(f"val/{name}", mean.compute(), prog_bar=name == "psnr", rank_zero_only=True)
-        self._means, self._told_full = {}, True
+        self._means.log(self)
+        self._told_full = True
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
         """What validation measures."""
@@ -279,34 +283,17 @@ class TrainDecoder(L.LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             return self.autoencoder.decode(raw_BCHW).float()
 
-    def _measure(self, decoded_BCHW: Tensor, image_BCHW: Tensor, suffix: str) -> None:
-        for name, value_B in reconstruction(to_uint8(decoded_BCHW), image_BCHW, self.reconstruction.lpips).items():
-            mean = self._means.setdefault(f"{name}{suffix}", MeanMetric().to(self.device))
-            mean.update(value_B)
-
     def _rate(self) -> float:
         return rate(self.images_seen, self.warmup_images, self.decay_images)
 
     def _data(self) -> ImageData:
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, ImageData) or isinstance(data.source.train, LatentSet):
-            raise ValueError(
-                f"TrainDecoder needs images, of a PhotoData or ImageData, and these are latents, or of another data "
-                f"module: {type(data).__name__}"
-            )
-        self._check_side("data.image_size", data.image_size)
-        if isinstance(data, PhotoData):
-            self._check_side("data.multiple", data.multiple)
+        data = check_images(self.trainer, self.autoencoder.downsampling)
         if data.image_size < self.discriminator.least:
             raise ValueError(
                 f"data.image_size is {data.image_size}, too small for the discriminator, which takes "
                 f"{self.discriminator.least} pixels or more; set it to that, or discriminator.layers to fewer"
             )
         return data
-
-    def _check_side(self, name: str, side: int) -> None:
-        if side % self.autoencoder.downsampling:
-            raise ValueError(f"{name} is {side}, not a multiple of the autoencoder's {self.autoencoder.downsampling}")
 
 
 def _no_time(batch: ImageBatch) -> Tensor:

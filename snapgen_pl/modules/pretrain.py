@@ -206,7 +206,7 @@ class Pretrain(ClipsGradients):
             run = open_run(self.init_from)
             parts = {"denoiser": self.denoiser, "conditioner": self.conditioner}
             rank_zero_info(run.begin(parts, "denoiser, conditioner and sigma_data"))
-            self.began_from = run.facts()
+            self.began_from = run.weights_facts()
         self.autoencoder.to(self.device)
         self._validation_losses = {name: BinnedMean(VALIDATION_BINS).to(self.device) for name in self.validated}
         # Tables of conditioners are the same on all processes; DDP would send them round before every step.

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from snapgen_pl.digest import values_digest
 from snapgen_pl.experiments import experiments_dir
 from snapgen_pl.models.count import Cost
 from snapgen_pl.tables.declared import declared_autoencoder_cost, declared_decoder_cost
 from snapgen_pl.tables.layout import Table, number
-from snapgen_pl.tables.published import DECODERS, PublishedDecoder
+from snapgen_pl.tables.published import DECODERS
 from snapgen_pl.tables.records import recipe, record_file
 from snapgen_pl.whole_files import write_json
 
@@ -24,6 +25,7 @@ BESIDE = {  # rows that are not of the published ladder
 }
 
 LADDER, PHOTOGRAPHS = experiments_dir() / "decoder" / "ladder", experiments_dir() / "photographs"
+LIST = PHOTOGRAPHS / "photographs.txt"
 _AUTOENCODER, _BASE = PHOTOGRAPHS / "autoencoder.yaml", PHOTOGRAPHS / "decoder.yaml"
 SPEED = experiments_dir() / "results" / "decoder_cpu.json"
 # What each row that is trained is declared by; SDXL's has another encoder's latents.
@@ -48,9 +50,11 @@ class DecoderRecord(NamedTuple):
         row: its key.
         seed: of the run.
         recipe: hash of what it was trained by, see :func:`recipe_of`.
-        crops: that it was trained on.
+        crops: that it was trained on in this run.
         training_seconds: without validation.
         machine: that trained it.
+        date: of the run's last start, UTC.
+        commit: of the code then; None outside a git checkout.
         autoencoder: SHA-256 over the weights whose latents it decodes.
         sizes: what was measured, by the size of photographs in pixels.
     """
@@ -61,6 +65,8 @@ class DecoderRecord(NamedTuple):
     crops: int
     training_seconds: float
     machine: str
+    date: str
+    commit: str | None
     autoencoder: str
     sizes: Mapping[str, Mapping[str, float]]
 
@@ -109,9 +115,10 @@ class DecoderRow(NamedTuple):
 
 
 def recipe_of(row: str) -> str:
-    """SHA-256 over all that declares a row, and what it begins with."""
+    """SHA-256 over all that declares a row, what it begins with, and the photographs."""
     before = {OWN: (), ADVERSARIAL: (_AUTOENCODER, *FILES[LONG])}.get(row, (_AUTOENCODER,))
-    return recipe((*before, *FILES[row]))
+    declared = recipe((*before, *FILES[row]))
+    return values_digest({"recipe": declared, "photographs": LIST.read_text(encoding="utf-8")})
 
 
 def decoders(records: Mapping[str, DecoderRecord], seconds: Mapping[str, float]) -> list[DecoderRow]:
@@ -124,17 +131,16 @@ def decoders(records: Mapping[str, DecoderRecord], seconds: Mapping[str, float])
     published = {each.key: each for each in DECODERS}
     rows = []
     for key in (*published, *BESIDE):
-        told = published.get(key, PublishedDecoder(key, "", ""))
-        record, cost = records.get(key), _cost(key, told)
+        told, record, cost = published.get(key), records.get(key), _cost(key)
         small, large = (record.sizes[str(size)] if record else {} for size in SIZES)
         rows.append(
             DecoderRow(
                 key,
                 round(cost.params_m, 4),
-                told.params_m,
+                told and told.params_m,
                 round(cost.gmacs, 2),
-                told.gflops,
-                told.psnr,
+                told and told.gflops,
+                told and told.psnr,
                 record and record.crops,
                 small.get("psnr"),
                 small.get("ssim"),
@@ -148,21 +154,22 @@ def decoders(records: Mapping[str, DecoderRecord], seconds: Mapping[str, float])
     return rows
 
 
-def _cost(key: str, told: PublishedDecoder) -> Cost:
+def _cost(key: str) -> Cost:
     if key == OWN:
         return declared_autoencoder_cost(_AUTOENCODER, size=LATENT_SIZE)
-    files = (LADDER / f"{told.file}.yaml",) if told.file else FILES[key]
-    return declared_decoder_cost(*files, size=LATENT_SIZE, in_channels=told.channels)
+    if key == "sdxl":
+        return declared_decoder_cost(*FILES["sd3"], size=LATENT_SIZE, in_channels=4)
+    return declared_decoder_cost(*FILES[key], size=LATENT_SIZE)
 
 
 def read_decoder_records(folder: Path) -> dict[str, DecoderRecord]:
-    """The records of a folder by row, the first seed's of each.
+    """The records of a folder by row, the lowest seed's of each.
 
     Raises:
         ValueError: for a file that is no record, or of another recipe than today's, or where the records are of several
             encoders.
     """
-    found: dict[str, DecoderRecord] = {}
+    found: list[DecoderRecord] = []
     for file in sorted(folder.glob("*.json")):
         try:
             record = DecoderRecord(**json.loads(file.read_text(encoding="utf-8")))
@@ -174,17 +181,18 @@ def read_decoder_records(folder: Path) -> dict[str, DecoderRecord]:
                 f"{file}: trained by another recipe than {', '.join(map(str, FILES[record.row]))} declare now; delete "
                 "it and its run, and run `make photographs`"
             )
-        found.setdefault(record.row, record)
-    if len({record.autoencoder for record in found.values()}) > 1:
+        found.append(record)
+    if len({record.autoencoder for record in found}) > 1:
         raise ValueError(f"the records in {folder} are of several encoders; make them anew from one")
-    return found
+    by_seed = sorted(found, key=lambda record: -record.seed)
+    return {record.row: record for record in by_seed}
 
 
 def read_seconds(file: Path) -> dict[str, float]:
     """Seconds of process time of an image of 1,024 px, by row, from a record of ``benchmarks.decoder``."""
     if not file.exists():
         return {}
-    timings = json.loads(file.read_text(encoding="utf-8"))["sizes"]["1024"]["timings"]
+    timings = json.loads(file.read_text(encoding="utf-8"))["sizes"].get("1024", {}).get("timings", {})
     return {row: timing["cpu_min_s"] for row, timing in timings.items()}
 
 

@@ -5,6 +5,7 @@ import lightning as L
 import pytest
 import torch
 
+from callbacks.tensorboard import RunLogger
 from snapgen_pl import rng
 from snapgen_pl.autoencoders.kl import KL
 from snapgen_pl.checkpoints import LAST, newest
@@ -87,7 +88,8 @@ def test_training_brings_images_back_and_what_is_saved_is_what_was_validated(
     module = autoencoder(parts, optimizer=lambda weights: torch.optim.AdamW(weights, lr=3e-3))
     module.reconstruction.ready(module.device)
     before = module.loss_terms(first_batch(photos)).terms[0].value_B.mean()
-    train(module, photos, tmp_path, 40, limit_val_batches=1.0, val_check_interval=40)
+    logger = RunLogger(str(tmp_path), name="", version="", default_hp_metric=False)
+    train(module, photos, tmp_path, 40, limit_val_batches=1.0, val_check_interval=40, logger=logger)
     after = module.loss_terms(first_batch(photos)).terms[0].value_B.mean()
     assert after < 0.8 * before
     psnr = distilled_run.scalars(tmp_path)["val/psnr"]

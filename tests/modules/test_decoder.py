@@ -280,3 +280,22 @@ def test_two_processes_train_as_one(photos: Path, parts: Path, tmp_path: Path) -
     assert (two["images_seen"], two["steps"]) == (one["images_seen"], one["steps"])
     for name, weight in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], weight, atol=1e-5, rtol=1e-5)
+
+
+def test_it_begins_with_the_averaged_weights_of_a_run(photos: Path, parts: Path, tmp_path: Path) -> None:
+    train(train_decoder(parts), photos, tmp_path / "first", 3, val_check_interval=None)
+    (tmp_path / "first" / "config.yaml").write_text("model: {}")
+    given = tiny_run.load(tmp_path / "first" / LAST)["ema"]["weights"]
+
+    class Start(L.Callback):
+        def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            for name, weight in given.items():
+                assert torch.equal(pl_module.get_parameter(name), weight), name
+
+    module = train_decoder(parts, init_from=str(tmp_path / "first"))
+    train(module, photos, tmp_path / "second", 1, callbacks=[Start()], val_check_interval=None)
+    assert module.began_from is not None
+    assert module.began_from["step"] == 3
+    module.decoder = Decoder([Stage(64, 1)] * 3, in_channels=4)
+    with pytest.raises(ValueError, match="declare decoder as"):
+        train(module, photos, tmp_path / "third", 1)

@@ -91,7 +91,16 @@ def test_the_decoders_count_as_published_and_every_step_saves() -> None:
 def test_what_was_measured_of_a_decoder_stands_beside(tmp_path: Path) -> None:
     values = {"psnr": 26.5, "ssim": 0.75, "lpips": 0.125}
     record = DecoderRecord(
-        "snapgen", 0, recipe_of("snapgen"), 5600, 34.5, "a machine", "abc", {"512": values, "1024": values}
+        "snapgen",
+        0,
+        recipe_of("snapgen"),
+        5600,
+        34.5,
+        "a machine",
+        "2026-01-01",
+        None,
+        "abc",
+        {"512": values, "1024": values},
     )
     record.write(tmp_path)
     rows = {row["decoder"]: row for row in json.loads(table("decoder", "json", tmp_path))}
@@ -113,7 +122,7 @@ def test_decoders_that_do_not_compare_are_refused(tmp_path: Path, change: dict[s
     sizes = {size: {"psnr": 20.0, "ssim": 0.5, "lpips": 0.5} for size in ("512", "1024")}
     for row, changed in (("snapgen", {}), ("sd3", change)):
         fields = {"row": row, "seed": 0, "recipe": recipe_of(row), "crops": 1, "training_seconds": 1.0}
-        fields |= {"machine": "a machine", "autoencoder": "abc", "sizes": sizes}
+        fields |= {"machine": "a machine", "date": "2026-01-01", "commit": None, "autoencoder": "abc", "sizes": sizes}
         (tmp_path / f"{row}.json").write_text(json.dumps(fields | changed))
     with pytest.raises(ValueError, match=message):
         table("decoder", "md", tmp_path)
