@@ -10,6 +10,7 @@ Counting runs on the meta device: no memory, no arithmetic, and no fused kernel 
 to torch's counter and would count as nothing), so attention is seen as the two matrix products it is.
 """
 
+from contextlib import AbstractContextManager
 from math import prod
 from typing import Literal, NamedTuple
 
@@ -56,12 +57,23 @@ def count(denoiser: Denoiser, size: int, tokens: int) -> Cost:
         size: height and width of the latent.
         tokens: number of context tokens.
     """
+    return _count(denoiser, denoiser_inputs(denoiser, size, tokens), "denoiser")
+
+
+def denoiser_inputs(denoiser: Denoiser, size: int, tokens: int) -> tuple[Tensor, Tensor, Conditioning]:
+    """What a denoiser is counted on: latent, time and raw conditioning of a sample, on the meta device.
+
+    Args:
+        denoiser: the network.
+        size: height and width of the latent.
+        tokens: number of context tokens.
+    """
     conditioning = Conditioning(
         tokens_BSD=torch.empty(1, tokens, denoiser.context_dim, device="meta"),
         pooled_BP=None if denoiser.pooled_dim is None else torch.empty(1, denoiser.pooled_dim, device="meta"),
     )
     latent_BCHW = torch.empty(1, denoiser.in_channels, size, size, device="meta")
-    return _count(denoiser, (latent_BCHW, torch.empty(1, device="meta"), conditioning), "denoiser")
+    return latent_BCHW, torch.empty(1, device="meta"), conditioning
 
 
 def count_module(module: nn.Module, *inputs: Tensor, convention: Convention = "denoiser") -> Cost:
@@ -75,13 +87,25 @@ def count_module(module: nn.Module, *inputs: Tensor, convention: Convention = "d
     return _count(module, tuple(value.to("meta") for value in inputs), convention)
 
 
-def _count(module: nn.Module, inputs: tuple[Tensor | Conditioning, ...], convention: Convention) -> Cost:
+def forward_on_meta(
+    module: nn.Module, inputs: tuple[Tensor | Conditioning, ...], counter: AbstractContextManager[object]
+) -> object:
+    """Calls a module without memory or arithmetic, under a mode that sees its operations; returns what it returns.
+
+    Args:
+        module: on any device; it is left as it is, and one compiled in place is called as it was written.
+        inputs: its positional inputs, on the meta device.
+        counter: entered for the call alone.
+    """
     tensors = (*module.named_parameters(), *module.named_buffers())
     weights = {name: tensor.detach().to("meta") for name, tensor in tensors}
-    counter = FlopCounterMode(display=False, custom_mapping=_ELEMENTWISE if convention == "decoder" else None)
-    # A module compiled in place is counted as it was written.
     with torch.no_grad(), torch.compiler.set_stance("force_eager"), counter:
-        functional_call(module, weights, inputs)
+        return functional_call(module, weights, inputs)
+
+
+def _count(module: nn.Module, inputs: tuple[Tensor | Conditioning, ...], convention: Convention) -> Cost:
+    counter = FlopCounterMode(display=False, custom_mapping=_ELEMENTWISE if convention == "decoder" else None)
+    forward_on_meta(module, inputs, counter)
     params = sum(parameter.numel() for parameter in module.parameters())
     flops = counter.get_total_flops() if convention == "denoiser" else _layer_flops(module, counter)
     return Cost(params, flops // 2)

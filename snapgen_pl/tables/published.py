@@ -105,3 +105,25 @@ DECODERS = (
     PublishedDecoder("fewer_blocks", "fewer blocks in the finest stages", "6_fewer_blocks"),
     PublishedDecoder("snapgen", "no convolution in shortcuts: SnapGen", "7_reference", 16, 1.38, 224, 27.85),
 )
+
+
+class PublishedLatency(NamedTuple):
+    """What a part of SnapGen takes at 1024 px on an iPhone 16 Pro Max, an A18 Pro; as SnapGen's authors print it.
+
+    Attributes:
+        component: the part.
+        params_m: millions of parameters.
+        milliseconds: of one call.
+    """
+
+    component: str
+    params_m: float
+    milliseconds: float
+
+
+LATENCIES = (
+    PublishedLatency("denoiser, a step", 378, 274),
+    PublishedLatency("tiny decoder", 1.38, 119),
+    PublishedLatency("CLIP-L", 123, 4),
+    PublishedLatency("CLIP-G", 302, 23),
+)

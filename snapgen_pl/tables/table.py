@@ -10,10 +10,11 @@ from snapgen_pl.tables.decoder import decoder_table
 from snapgen_pl.tables.distillation import distillation_table
 from snapgen_pl.tables.emoji import emoji_table
 from snapgen_pl.tables.imagenet256 import imagenet256_table
+from snapgen_pl.tables.latency import latency_table
 from snapgen_pl.tables.layout import Format, Table
 from snapgen_pl.tables.steps import steps_table
 
-Name: TypeAlias = Literal["imagenet256", "ablation", "emoji", "distillation", "steps", "decoder", "cost"]
+Name: TypeAlias = Literal["imagenet256", "ablation", "emoji", "distillation", "steps", "decoder", "cost", "latency"]
 
 _TABLES: dict[Name, Callable[[Path | None], Table]] = {
     "imagenet256": imagenet256_table,
@@ -23,6 +24,7 @@ _TABLES: dict[Name, Callable[[Path | None], Table]] = {
     "steps": steps_table,
     "decoder": decoder_table,
     "cost": cost_table,
+    "latency": latency_table,
 }
 
 
@@ -37,11 +39,12 @@ def table(
         name: ``imagenet256`` has SnapGen beside its peers, ``ablation`` the way from SDXL's UNet to SnapGen's,
             ``emoji`` both in small as measured here, ``distillation`` students of one teacher in small, ``steps``
             generators of few steps made of one of them, ``decoder`` the way from SD3's decoder to SnapGen's, ``cost``
-            what the large ones take.
+            what the large ones take, ``latency`` an estimate of what a phone takes.
         format: Markdown, JSON or CSV.
         reports: the folder of measurements to show, ``<row>.json`` each; by default the published experiments' own.
+            ``latency`` has none.
 
     Raises:
-        ValueError: for measurements that cannot be read, or do not compare.
+        ValueError: for measurements that cannot be read, do not compare, or have no place in the table.
     """
     return _TABLES[name](reports).text(format)
