@@ -42,6 +42,7 @@ FUNCTION_VERBS = {
     "report": Verb("snapgen_pl.metrics.stored_images:report", "measure drawn images on disk: FID and its like"),
     "reference": Verb("snapgen_pl.metrics.stored_images:reference", "make the reference that reports compare with"),
     "table": Verb("snapgen_pl.tables.table:table", "print a table of published results", positional=True),
+    "table memory": Verb("snapgen_pl.tables.memory:memory", "print what a training configuration needs of each GPU"),
 }
 
 
@@ -93,10 +94,16 @@ def _run_function(name: str, verb: Verb, rest: list[str]) -> None:
     function = getattr(importlib.import_module(module), attribute)
     parser = ShortErrors(prog=f"{PROG} {name}", description=verb.summary, allow_abbrev=False)
     parser.add_function_arguments(function, as_positional=verb.positional)
-    settings = parser.instantiate(parser.parse_args(rest))
+    settings = parser.instantiate(parser.parse_args([_appending(word) for word in rest]))
     text = function(**settings.as_dict())
     if text is not None:
         print(text)
+
+
+def _appending(word: str) -> str:
+    """``--config`` comes several times, as it does for the trainer's verbs, and each adds a file to a list."""
+    flag, equals, value = word.partition("=")
+    return f"--config+{equals}{value}" if flag == "--config" else word
 
 
 def _fail(verb: str, error: Exception) -> int:

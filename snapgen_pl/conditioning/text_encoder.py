@@ -137,6 +137,13 @@ class TextEncoder(ABC):
             raise ValueError(self.lacks(folder, missing))
         return tokenizer, network.eval().requires_grad_(False)
 
+    def parameters(self) -> int:
+        """How many its network has, by its configuration: no weights are read."""
+        _, network_class = self.classes()
+        with torch.device("meta"):
+            network: Any = network_class(network_class.config_class.from_dict({**self._config, **self.settings()}))  # type: ignore[union-attr]
+        return sum(parameter.numel() for parameter in network.parameters())
+
     def saved_tokenizer(self) -> SavedTokenizer:
         """Its tokenizer alone."""
         kind, _ = self.classes()

@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser
 from torch import nn
 
+from snapgen_pl.config_files import Value
+from snapgen_pl.errors import ShortErrors
 from snapgen_pl.experiments import experiments_dir
 from snapgen_pl.metrics.fid_report import FIDReport, check_comparable, read_report
 from snapgen_pl.models.count import Cost, count, count_module
@@ -16,6 +18,8 @@ from snapgen_pl.models.denoiser import Denoiser
 from snapgen_pl.models.latent_decoder import LatentDecoder
 
 CLASS_TEXT_TOKENS = 77
+
+M = TypeVar("M")
 
 
 def declared_denoiser(*files: Path, **arguments: int) -> Denoiser:
@@ -38,14 +42,24 @@ def declared_decoder(*files: Path, **arguments: int) -> LatentDecoder:
 
 
 def _declared(kind: type[nn.Module], name: str, files: Sequence[Path], arguments: Mapping[str, int]) -> nn.Module:
-    parser = ArgumentParser()
-    parser.add_subclass_arguments(kind, name)
     models = [yaml.safe_load(file.read_text(encoding="utf-8"))["model"]["init_args"] for file in files]
     declared = [model[name] for model in models if name in model]
     given = {key: value for each in declared for key, value in each.get("init_args", {}).items()}
-    network = {"class_path": declared[-1]["class_path"], "init_args": given | dict(arguments)}
+    return on_meta(kind, name, {"class_path": declared[-1]["class_path"], "init_args": given | dict(arguments)})
+
+
+def on_meta(kind: type[M], name: str, declared: Value) -> M:
+    """The module that a class and its arguments declare, on the meta device.
+
+    Args:
+        kind: what it must be.
+        name: the argument that declares it, for messages.
+        declared: as a configuration holds it.
+    """
+    parser = ShortErrors()
+    parser.add_subclass_arguments(kind, name)
     with torch.device("meta"):
-        built: nn.Module = getattr(parser.instantiate(parser.parse_object({name: network})), name)
+        built: M = getattr(parser.instantiate(parser.parse_object({name: declared})), name)
     return built
 
 

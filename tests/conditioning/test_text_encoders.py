@@ -50,6 +50,12 @@ def test_clip_is_read_out_of_a_whole_clip(tmp_path: Path, capfd: pytest.CaptureF
     assert torch.equal(states.tokens_BSD, expected)
 
 
+def test_parameters_are_counted_without_weights(pipeline: Path) -> None:
+    network = CLIPTextModel.from_pretrained(pipeline / "text_encoder")
+    (pipeline / "text_encoder" / "model.safetensors").unlink()
+    assert clip_text(pipeline).parameters() == sum(parameter.numel() for parameter in network.parameters())
+
+
 def test_half_precision_weights_compute_in_fp32(pipeline: Path) -> None:
     CLIPTextModel.from_pretrained(pipeline / "text_encoder").half().save_pretrained(pipeline / "text_encoder")
     assert clip_text(pipeline).encode(TEXTS).tokens_BSD.dtype == torch.float32
