@@ -9,23 +9,21 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from snapgen_pl.autoencoders.autoencoder import Posterior
 from snapgen_pl.config_files import Value
 from snapgen_pl.data.photo_data import check_images
 from snapgen_pl.data.source import ImageBatch
-from snapgen_pl.distill.loss_terms import LossCombiner, LossTerm, LossTerms, Role, WeightedSum
+from snapgen_pl.distill.loss_terms import LossTerm, LossTerms, Role
 from snapgen_pl.distill.reconstruction_loss import ReconstructionLoss
 from snapgen_pl.images import from_uint8
 from snapgen_pl.metrics.reconstruction import ReconstructionMeans
-from snapgen_pl.modules.clipping import ClipsGradients
-from snapgen_pl.modules.pretrain import TrainingStep, check_schedule, rate
+from snapgen_pl.modules.training import Training, TrainingStep
 from snapgen_pl.trained_run import open_run
 from snapgen_pl.whole_files import whole_folder
 
 
-class TrainAutoencoder(ClipsGradients):
+class TrainAutoencoder(Training):
     """Trains encoder and decoder to give images back through a latent that stays near a standard normal.
 
     The loss is that of latent diffusion's autoencoders (Rombach et al., 2022, appendix G) before their discriminator:
@@ -62,10 +60,9 @@ class TrainAutoencoder(ClipsGradients):
         decay_images: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(warmup_images, decay_images)
         if kl_weight < 0:
             raise ValueError(f"kl_weight is {kl_weight}; give 0 or more")
-        check_schedule(warmup_images, decay_images)
         self.reconstruction = reconstruction or ReconstructionLoss()
         if not self.reconstruction.weights:
             raise ValueError("reconstruction has no weight above 0; give it one")
@@ -76,10 +73,7 @@ class TrainAutoencoder(ClipsGradients):
         self.network.to(memory_format=torch.channels_last)
         self.kl_weight = kl_weight
         self.loss_roles: Mapping[str, Role] = {**self.reconstruction.roles, "kl": "task"}
-        self.make_optimizer, self.warmup_images, self.decay_images = optimizer, warmup_images, decay_images
-        self.seed = seed
-        self.combine: LossCombiner = WeightedSum()
-        self.images_seen = 0
+        self.make_optimizer, self.seed = optimizer, seed
         self._means = ReconstructionMeans()
 
     def setup(self, stage: str) -> None:
@@ -94,17 +88,11 @@ class TrainAutoencoder(ClipsGradients):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer and its schedule, counted in images."""
         optimizer = self.make_optimizer(self.network.parameters())
-        schedule = LambdaLR(optimizer, lambda _: rate(self.images_seen, self.warmup_images, self.decay_images))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule(optimizer), "interval": "step"}}
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> TrainingStep:
         """One batch."""
-        terms = self.loss_terms(batch)
-        combined = self.combine(terms)
-        self.log("train/loss", combined.loss, prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in combined.logs.items()})
-        self.images_seen += len(batch.position_B) * self.trainer.world_size
-        return {"loss": combined.loss, "terms": terms.detached(), "position_B": batch.position_B}
+        return self.learn(self.loss_terms(batch), batch.position_B)
 
     def loss_terms(self, batch: ImageBatch) -> LossTerms:
         """The terms of the loss per sample, in fp32; there is no time, so that all times are 0."""
@@ -136,14 +124,6 @@ class TrainAutoencoder(ClipsGradients):
     def on_validation_epoch_end(self) -> None:
         """Logs the means over images."""
         self._means.log(self)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
-        """Keeps the count of images."""
-        checkpoint["images_seen"] = self.images_seen
-
-    def on_load_checkpoint(self, checkpoint: dict[str, int]) -> None:
-        """Takes it up."""
-        self.images_seen = checkpoint["images_seen"]
 
 
 def save(run: Path) -> Path:

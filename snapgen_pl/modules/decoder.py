@@ -4,12 +4,10 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
 from snapgen_pl.config_files import Value
@@ -17,21 +15,21 @@ from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.photo_data import check_images
 from snapgen_pl.data.source import ImageBatch
 from snapgen_pl.distill.adversarial import AdversarialLoss
-from snapgen_pl.distill.loss_terms import LossCombiner, LossTerm, LossTerms, Role, WeightedSum
+from snapgen_pl.distill.loss_terms import LossTerm, LossTerms, Role, WeightedSum
 from snapgen_pl.distill.reconstruction_loss import ReconstructionLoss, mean_CHW
 from snapgen_pl.images import from_uint8
 from snapgen_pl.metrics.reconstruction import ReconstructionMeans
 from snapgen_pl.models.latent_decoder import LatentDecoder
 from snapgen_pl.models.patch_discriminator import PatchDiscriminator
 from snapgen_pl.modules.frozen import Frozen, make_ready
-from snapgen_pl.modules.pretrain import TrainingStep, check_schedule, rate
+from snapgen_pl.modules.training import Training, TrainingStep
 from snapgen_pl.modules.turns import Turns, discriminator_loss
 from snapgen_pl.trained_run import open_run
 
 DELTA, MOST = 1e-4, 1e4  # of the adaptive weight, latent diffusion's
 
 
-class TrainDecoder(L.LightningModule):
+class TrainDecoder(Training):
     """Trains a decoder to give the images back that a frozen encoder made raw latents of.
 
     The decoder begins alone, on L1, MSE, LPIPS and the distance from what the autoencoder's own decoder makes of the
@@ -102,7 +100,7 @@ class TrainDecoder(L.LightningModule):
         seed: int = 0,
         init_from: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(warmup_images, decay_images)
         _check_fit(decoder, autoencoder)
         self.reconstruction = reconstruction or ReconstructionLoss()
         if distill_weight < 0 or not (distill_weight or self.reconstruction.weights):
@@ -115,19 +113,15 @@ class TrainDecoder(L.LightningModule):
                 f"adversarial_weight is {adversarial_weight}, adversarial_from {adversarial_from}; the first must be "
                 "above 0, the second at least 0. To go without, set adversarial_from beyond the run's images"
             )
-        check_schedule(warmup_images, decay_images)
         self.automatic_optimization = False
         self.decoder, self.discriminator, self._autoencoder = decoder, discriminator, Frozen(autoencoder)
         self.distill_weight = distill_weight
         self.adversarial, self.adversarial_weight = adversarial, adversarial_weight
         self.adversarial_from, self.adversarial_begun = adversarial_from, adversarial_from == 0
         self.make_optimizer, self.make_discriminator_optimizer = optimizer, discriminator_optimizer
-        self.warmup_images, self.decay_images = warmup_images, decay_images
         self.seed, self.init_from = seed, init_from
         self.began_from: dict[str, Value] | None = None
         self.turns = Turns(discriminator_steps, accumulate, gradient_clip)
-        self.combine: LossCombiner = WeightedSum()
-        self.images_seen = 0
         self._means = ReconstructionMeans()
         self._told_full = False
 
@@ -164,9 +158,7 @@ class TrainDecoder(L.LightningModule):
             self.make_optimizer(self.decoder.parameters()),
             self.make_discriminator_optimizer(self.discriminator.parameters()),
         )
-        return [
-            {"optimizer": each, "lr_scheduler": LambdaLR(each, lambda _: self._rate())} for each in optimizers
-        ]  # fmt: skip
+        return [{"optimizer": each, "lr_scheduler": self.schedule(each)} for each in optimizers]
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> TrainingStep:
         """One batch, for the network whose turn it is."""
@@ -180,13 +172,9 @@ class TrainDecoder(L.LightningModule):
     def decoder_step(self, batch: ImageBatch) -> TrainingStep:
         """What the decoder pays for a batch."""
         terms = self.loss_terms(batch)
-        combined = self.combine(terms)
-        self.log("train/loss", combined.loss, prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in combined.logs.items()})
         if self.adversarial_begun:
             self.log("train/adversarial_weight", terms.terms[-1].weight)
-        self.images_seen += len(batch.position_B) * self.trainer.world_size
-        return {"loss": combined.loss, "terms": terms.detached(), "position_B": batch.position_B}
+        return self.learn(terms, batch.position_B)
 
     def discriminator_step(self, batch: ImageBatch) -> TrainingStep:
         """What the discriminator pays for a batch."""
@@ -258,13 +246,13 @@ class TrainDecoder(L.LightningModule):
         self.on_validation_epoch_end()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the decoder's images, and whose turn it is."""
-        checkpoint["images_seen"] = self.images_seen
+        """Also keeps whose turn it is."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["steps"], checkpoint["alone"] = dict(self.turns.steps), self.turns.alone
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes them up."""
-        self.images_seen = checkpoint["images_seen"]
+        """Takes it up."""
+        super().on_load_checkpoint(checkpoint)
         self.turns.steps, self.turns.alone = checkpoint["steps"], checkpoint["alone"]
 
     def _pair(self, batch: ImageBatch) -> tuple[Tensor, Tensor]:
@@ -282,9 +270,6 @@ class TrainDecoder(L.LightningModule):
     def _decoded_in_full(self, raw_BCHW: Tensor) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):
             return self.autoencoder.decode(raw_BCHW).float()
-
-    def _rate(self) -> float:
-        return rate(self.images_seen, self.warmup_images, self.decay_images)
 
     def _data(self) -> ImageData:
         data = check_images(self.trainer, self.autoencoder.downsampling)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import ClassVar, Literal
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -10,7 +10,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from snapgen_pl import rng
 from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
@@ -21,7 +20,7 @@ from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.requests import Request
 from snapgen_pl.data.source import Batch, ImageBatch, LatentBatch
 from snapgen_pl.digest import tensors_digest
-from snapgen_pl.distill.loss_terms import LossCombiner, LossTerm, LossTerms, Role, WeightedSum
+from snapgen_pl.distill.loss_terms import LossTerm, LossTerms, Role
 from snapgen_pl.distill.velocity_error import velocity_error
 from snapgen_pl.flow.guidance import Guidance, guided_velocity
 from snapgen_pl.flow.noise import initial_noise, step_noise
@@ -35,8 +34,8 @@ from snapgen_pl.metrics.sample_metric import Facts
 from snapgen_pl.models.count import count
 from snapgen_pl.models.denoiser import Denoiser, DenoiserOutput
 from snapgen_pl.models.preconditioned import preconditioned
-from snapgen_pl.modules.clipping import ClipsGradients
 from snapgen_pl.modules.frozen import Frozen, make_ready
+from snapgen_pl.modules.training import Training, TrainingStep
 from snapgen_pl.rng import Stream
 from snapgen_pl.trained_run import open_run
 
@@ -45,15 +44,7 @@ VALIDATION_BINS = 10
 GOLDEN_RATIO = 0.6180339887498949
 
 
-class TrainingStep(TypedDict):
-    """What a training step hands to callbacks: its loss, the terms it was made of, and the samples' positions."""
-
-    loss: Tensor
-    terms: LossTerms
-    position_B: Tensor
-
-
-class Pretrain(ClipsGradients):
+class Pretrain(Training):
     """Trains a denoiser on the velocity of rectified flow, given class labels or texts.
 
     Randomness is drawn per sample from (seed, position in the stream of images), so the same images give the same
@@ -109,19 +100,16 @@ class Pretrain(ClipsGradients):
         seed: int = 0,
         init_from: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(warmup_images, decay_images)
         _check_fit(denoiser, conditioner, autoencoder, image_size)
         self.denoiser = preconditioned(denoiser, sigma_data)
         self.conditioner = conditioner
         self._autoencoder = Frozen(autoencoder)
         self.image_size, self.timesteps = image_size, timesteps
         self.sampler, self.guidance = sampler, guidance
-        check_schedule(warmup_images, decay_images)
-        self.make_optimizer, self.warmup_images, self.decay_images = optimizer, warmup_images, decay_images
+        self.make_optimizer = optimizer
         self.seed, self.init_from = seed, init_from
         self.began_from: dict[str, Value] | None = None
-        self.combine: LossCombiner = WeightedSum()
-        self.images_seen = 0
         self.macs_per_image = count(denoiser, self.latent_shape[-1], conditioner.tokens).macs
         self._validation_losses: dict[str, BinnedMean] = {}
         self.compile_denoiser = compile
@@ -239,8 +227,7 @@ class Pretrain(ClipsGradients):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer and its schedule, counted in images."""
         optimizer = self.make_optimizer([weight for part in self.trained() for weight in part.parameters()])
-        schedule = LambdaLR(optimizer, lambda _: rate(self.images_seen, self.warmup_images, self.decay_images))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule(optimizer), "interval": "step"}}
 
     def on_train_start(self) -> None:
         """After a checkpoint was loaded."""
@@ -249,13 +236,7 @@ class Pretrain(ClipsGradients):
 
     def training_step(self, batch: Batch, batch_idx: int) -> TrainingStep:
         """One batch: draws times, noise and what the samples do without, and predicts the velocity."""
-        position_B = batch.position_B
-        terms = self.loss_terms(batch, *self.training_sample(batch))
-        combined = self.combine(terms)
-        self.log("train/loss", combined.loss, prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in combined.logs.items()})
-        self.images_seen += len(position_B) * self.trainer.world_size
-        return {"loss": combined.loss, "terms": terms.detached(), "position_B": position_B}
+        return self.learn(self.loss_terms(batch, *self.training_sample(batch)), batch.position_B)
 
     def training_sample(self, batch: Batch) -> tuple[PathSample, Condition]:
         """A batch at drawn times under drawn noise, and what is left of what it is asked for with."""
@@ -346,14 +327,6 @@ class Pretrain(ClipsGradients):
         final = draw(velocity, noise, step_noise(self.seed, request.position_B, self.latent_shape))
         return self._decoded(self.autoencoder.to(self.device).to_raw(final.float()))
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the count of images as a plain integer."""
-        checkpoint["images_seen"] = self.images_seen
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the count of images."""
-        self.images_seen = checkpoint["images_seen"]
-
     @torch.no_grad()
     def images_of(self, batch: Batch) -> Tensor:
         """The images that a batch means, decoded where it holds latents: uint8 (B, 3, image_size, image_size)."""
@@ -383,21 +356,6 @@ class Pretrain(ClipsGradients):
         if not isinstance(data, ImageData):
             raise ValueError(f"Pretrain needs an ImageData as its data, not {type(data).__name__}")
         return data
-
-
-def check_schedule(warmup_images: int, decay_images: int | None) -> None:
-    """Raises ValueError where :func:`rate` would have fallen before it rose."""
-    if decay_images is not None and decay_images <= warmup_images:
-        raise ValueError(f"decay_images is {decay_images}; it must come after warmup_images, {warmup_images}")
-
-
-def rate(images_seen: int, warmup_images: int, decay_images: int | None) -> float:
-    """The share of the learning rate to use: up to 1 over the warm-up, and down to 0 at decay_images, linearly."""
-    if images_seen < warmup_images:
-        return images_seen / warmup_images
-    if decay_images is None:
-        return 1.0
-    return max(0.0, (decay_images - images_seen) / (decay_images - warmup_images))
 
 
 def _check_fit(denoiser: Denoiser, conditioner: Conditioner, autoencoder: Autoencoder, image_size: int) -> None:

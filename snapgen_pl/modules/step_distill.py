@@ -23,7 +23,8 @@ from snapgen_pl.fsdp import reshard, shard
 from snapgen_pl.models.denoiser import Denoiser, DenoiserOutput
 from snapgen_pl.models.discriminator import Discriminator
 from snapgen_pl.modules.distill import Distill
-from snapgen_pl.modules.pretrain import GOLDEN_RATIO, VALIDATION_SEED, Pretrain, TrainingStep, rate
+from snapgen_pl.modules.pretrain import GOLDEN_RATIO, VALIDATION_SEED, Pretrain
+from snapgen_pl.modules.training import TrainingStep, rate
 from snapgen_pl.modules.turns import Turns, discriminator_loss
 from snapgen_pl.rng import Stream
 from snapgen_pl.teachers.teacher import Teacher

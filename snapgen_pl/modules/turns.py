@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from snapgen_pl.distill.loss_terms import LossTerms, WeightedSum, raw_means
-from snapgen_pl.modules.clipping import clip_gradients
-from snapgen_pl.modules.pretrain import TrainingStep
+from snapgen_pl.modules.training import TrainingStep, clip_gradients
 
 Turn = Literal["generator", "discriminator"]
 

@@ -13,7 +13,8 @@ from snapgen_pl.data.image_folder import ImageFolder
 from snapgen_pl.data.requests import Request
 from snapgen_pl.data.source import ImageBatch, LatentBatch
 from snapgen_pl.images import to_uint8
-from snapgen_pl.modules.pretrain import Pretrain, rate
+from snapgen_pl.modules.pretrain import Pretrain
+from snapgen_pl.modules.training import rate
 from tests import pretrain_run, sample_run
 from tests.distilled_run import Distilled
 

@@ -1,0 +1,104 @@
+"""What all trainings have in common: a schedule in images, terms that are combined and logged, clipped gradients."""
+
+from typing import Any, TypedDict
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins import MixedPrecision
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from snapgen_pl.distill.loss_terms import LossCombiner, LossTerms, WeightedSum
+from snapgen_pl.fsdp import whole
+
+
+class TrainingStep(TypedDict):
+    """What a training step hands to callbacks: its loss, the terms it was made of, and the samples' positions."""
+
+    loss: Tensor
+    terms: LossTerms
+    position_B: Tensor
+
+
+class Training(L.LightningModule):
+    """A module that learns from images, which it counts.
+
+    It clips gradients by ``trainer.gradient_clip_val``, those of fused optimizers too. Lightning refuses these in every
+    mixed precision, since they undo the scaling of losses themselves; but float16's losses alone are scaled. The norm
+    is logged as ``train/gradient_norm``. Under float16, and by value, Lightning clips, and logs none.
+
+    Args:
+        warmup_images: learning rates rise linearly over so many images.
+        decay_images: they fall linearly to zero from there until so many images were seen; None keeps them.
+
+    Attributes:
+        combine: makes one loss of the terms of a batch.
+        images_seen: over all processes.
+
+    Raises:
+        ValueError: for a schedule that would fall before it rose.
+    """
+
+    def __init__(self, warmup_images: int, decay_images: int | None) -> None:
+        super().__init__()
+        if decay_images is not None and decay_images <= warmup_images:
+            raise ValueError(f"decay_images is {decay_images}; it must come after warmup_images, {warmup_images}")
+        self.warmup_images, self.decay_images = warmup_images, decay_images
+        self.combine: LossCombiner = WeightedSum()
+        self.images_seen = 0
+
+    def schedule(self, optimizer: Optimizer) -> LambdaLR:
+        """The learning rate by the images seen, to be stepped after each step of the optimizer."""
+        return LambdaLR(optimizer, lambda _: rate(self.images_seen, self.warmup_images, self.decay_images))
+
+    def learn(self, terms: LossTerms, position_B: Tensor) -> TrainingStep:
+        """Combines, logs and counts a batch.
+
+        Args:
+            terms: of the batch.
+            position_B: the samples' places in the stream of images.
+        """
+        combined = self.combine(terms)
+        self.log("train/loss", combined.loss, prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in combined.logs.items()})
+        self.images_seen += len(position_B) * self.trainer.world_size
+        return {"loss": combined.loss, "terms": terms.detached(), "position_B": position_B}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the count of images as a plain integer."""
+        checkpoint["images_seen"] = self.images_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the count of images."""
+        self.images_seen = checkpoint["images_seen"]
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Before each step of the optimizer."""
+        precision = self.trainer.precision_plugin
+        scaled = isinstance(precision, MixedPrecision) and precision.scaler is not None
+        if not gradient_clip_val or gradient_clip_algorithm == "value" or scaled:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        self.log("train/gradient_norm", clip_gradients(optimizer, gradient_clip_val))
+
+
+def clip_gradients(optimizer: Optimizer, max_norm: float) -> Tensor:
+    """Scales all gradients of an optimizer's weights, so that together they have at most this norm.
+
+    Returns:
+        The norm before, over all processes where weights are sharded; a scalar on the device.
+    """
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    return whole(torch.nn.utils.clip_grad_norm_(weights, max_norm))
+
+
+def rate(images_seen: int, warmup_images: int, decay_images: int | None) -> float:
+    """The share of the learning rate to use: up to 1 over the warm-up, and down to 0 at decay_images, linearly."""
+    if images_seen < warmup_images:
+        return images_seen / warmup_images
+    if decay_images is None:
+        return 1.0
+    return max(0.0, (decay_images - images_seen) / (decay_images - warmup_images))
