@@ -1,11 +1,9 @@
 """How near decoded images are to the ones that were encoded."""
 
-import lightning as L
 from torch import Tensor
-from torchmetrics import MeanMetric
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from snapgen_pl.images import check_uint8, from_uint8, to_uint8
+from snapgen_pl.images import check_uint8, from_uint8
 from snapgen_pl.metrics.lpips import LPIPS
 
 LEAST = 11  # pixels along a side: the window of SSIM
@@ -39,29 +37,3 @@ def reconstruction(image_BCHW: Tensor, target_BCHW: Tensor, lpips: LPIPS | None 
     assert isinstance(ssim_B, Tensor)
     values = {"psnr": psnr_B, "ssim": ssim_B}
     return values if lpips is None else {**values, "lpips": lpips(from_uint8(image_BCHW), from_uint8(target_BCHW))}
-
-
-class ReconstructionMeans:
-    """The means over a validation's images, by name, until they are logged."""
-
-    def __init__(self) -> None:
-        self._means: dict[str, MeanMetric] = {}
-
-    def update(self, decoded_BCHW: Tensor, target_BCHW: Tensor, lpips: LPIPS | None, suffix: str = "") -> None:
-        """Measures a batch.
-
-        Args:
-            decoded_BCHW: about [-1, 1], as decoded; measured as bytes.
-            target_BCHW: uint8 RGB.
-            lpips: as in :func:`reconstruction`.
-            suffix: of the names.
-        """
-        for name, value_B in reconstruction(to_uint8(decoded_BCHW), target_BCHW, lpips).items():
-            mean = self._means.setdefault(f"{name}{suffix}", MeanMetric().to(target_BCHW.device))
-            mean.update(value_B)
-
-    def log(self, module: L.LightningModule) -> None:
-        """Logs each as ``val/<name>``, over all processes, and forgets them."""
-        for name, mean in self._means.items():
-            module.log(f"val/{name}", mean.compute(), prog_bar=name == "psnr", rank_zero_only=True)
-        self._means = {}

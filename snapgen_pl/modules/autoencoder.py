@@ -17,7 +17,7 @@ from snapgen_pl.data.source import ImageBatch
 from snapgen_pl.distill.loss_terms import LossTerm, LossTerms, Role
 from snapgen_pl.distill.reconstruction_loss import ReconstructionLoss
 from snapgen_pl.images import from_uint8
-from snapgen_pl.metrics.reconstruction import ReconstructionMeans
+from snapgen_pl.modules.reconstruction_means import ReconstructionMeans
 from snapgen_pl.modules.training import Training, TrainingStep
 from snapgen_pl.trained_run import open_run
 from snapgen_pl.whole_files import whole_folder

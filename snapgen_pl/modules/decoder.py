@@ -18,10 +18,10 @@ from snapgen_pl.distill.adversarial import AdversarialLoss
 from snapgen_pl.distill.loss_terms import LossTerm, LossTerms, Role, WeightedSum
 from snapgen_pl.distill.reconstruction_loss import ReconstructionLoss, mean_CHW
 from snapgen_pl.images import from_uint8
-from snapgen_pl.metrics.reconstruction import ReconstructionMeans
 from snapgen_pl.models.latent_decoder import LatentDecoder
 from snapgen_pl.models.patch_discriminator import PatchDiscriminator
 from snapgen_pl.modules.frozen import Frozen, make_ready
+from snapgen_pl.modules.reconstruction_means import ReconstructionMeans
 from snapgen_pl.modules.training import Training, TrainingStep
 from snapgen_pl.modules.turns import Turns, discriminator_loss
 from snapgen_pl.trained_run import open_run
