@@ -182,14 +182,14 @@ def make(row: str, seed: int, bench: Bench) -> None:
     start = json.loads((run.folder / MANIFEST).read_text(encoding="utf-8"))["starts"][-1]
     record = DecoderRecord(
         row=row,
-        seed=seed,
+        seed=run.seed,
         recipe=run.recipe,
         crops=int(torch.load(open_run(str(run.folder)).checkpoint, weights_only=True, mmap=True)["images_seen"]),
         training_seconds=round(seconds, 1),
         machine=start["hardware"]["gpus"] or start["hardware"]["cpu"],
         date=start["time"],
         commit=start["code"]["commit"],
-        autoencoder=str(bench.autoencoder.identity()["weights"]),
+        autoencoder=bench.autoencoder.weights_digest(),
         sizes=bench.measure(bench.decoder(run)),
     )
     print(f"Written to {record.write(RESULTS)}", flush=True)

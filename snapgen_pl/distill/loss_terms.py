@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 Role = Literal["task", "kd", "feature", "adversarial"]
@@ -87,3 +88,8 @@ class WeightedSum:
 def raw_means(terms: LossTerms) -> dict[str, Tensor]:
     """Each term's mean over the batch by name, unweighted and detached, for logs."""
     return {term.name: term.value_B.detach().float().mean() for term in terms.terms}
+
+
+def no_time(position_B: Tensor) -> Tensor:
+    """The times of samples that have none, as :class:`LossTerms` holds them: 0."""
+    return torch.zeros_like(position_B, dtype=torch.float32)

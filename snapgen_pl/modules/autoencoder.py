@@ -14,7 +14,7 @@ from snapgen_pl.autoencoders.autoencoder import Posterior
 from snapgen_pl.config_files import Value
 from snapgen_pl.data.photo_data import check_images
 from snapgen_pl.data.source import ImageBatch
-from snapgen_pl.distill.loss_terms import LossTerm, LossTerms, Role
+from snapgen_pl.distill.loss_terms import LossTerm, LossTerms, Role, no_time
 from snapgen_pl.distill.reconstruction_loss import ReconstructionLoss
 from snapgen_pl.images import from_uint8
 from snapgen_pl.modules.reconstruction_means import ReconstructionMeans
@@ -103,7 +103,7 @@ class TrainAutoencoder(Training):
         divergence_B = posterior.kl() / image_BCHW[0].numel()
         kl = LossTerm("kl", "task", divergence_B, self.kl_weight)
         terms = (*self.reconstruction.terms(decoded_BCHW, image_BCHW), kl)
-        return LossTerms(torch.zeros_like(batch.position_B, dtype=torch.float32), terms)
+        return LossTerms(no_time(batch.position_B), terms)
 
     def posterior(self, image_BCHW: Tensor) -> DiagonalGaussianDistribution:
         """Images in [-1, 1] -> the posterior over raw latents, in fp32 whatever the network runs in."""

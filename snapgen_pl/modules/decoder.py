@@ -15,7 +15,7 @@ from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.photo_data import check_images
 from snapgen_pl.data.source import ImageBatch
 from snapgen_pl.distill.adversarial import AdversarialLoss
-from snapgen_pl.distill.loss_terms import LossTerm, LossTerms, Role, WeightedSum
+from snapgen_pl.distill.loss_terms import LossTerm, LossTerms, Role, WeightedSum, no_time
 from snapgen_pl.distill.reconstruction_loss import ReconstructionLoss, mean_CHW
 from snapgen_pl.images import from_uint8
 from snapgen_pl.models.latent_decoder import LatentDecoder
@@ -188,7 +188,7 @@ class TrainDecoder(Training):
         if self.distill_weight:
             distance_B = mean_CHW((decoded_BCHW - self._decoded_in_full(raw_BCHW)).abs())
             chosen = (*chosen, LossTerm("distill", "kd", distance_B, self.distill_weight))
-        terms = LossTerms(_no_time(batch), chosen)
+        terms = LossTerms(no_time(batch.position_B), chosen)
         if not self.adversarial_begun:
             return terms
         fool_B = self.adversarial.fool([self.discriminator(decoded_BCHW)])
@@ -221,7 +221,7 @@ class TrainDecoder(Training):
             "d_fake": self.adversarial.fake([self.discriminator(decoded_BCHW)]),
         }
         return LossTerms(
-            _no_time(batch), tuple(LossTerm(name, "adversarial", loss_B) for name, loss_B in losses.items())
+            no_time(batch.position_B), tuple(LossTerm(name, "adversarial", loss_B) for name, loss_B in losses.items())
         )
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
@@ -279,10 +279,6 @@ class TrainDecoder(Training):
                 f"{self.discriminator.least} pixels or more; set it to that, or discriminator.layers to fewer"
             )
         return data
-
-
-def _no_time(batch: ImageBatch) -> Tensor:
-    return torch.zeros_like(batch.position_B, dtype=torch.float32)
 
 
 def _check_fit(decoder: LatentDecoder, autoencoder: Autoencoder) -> None:
