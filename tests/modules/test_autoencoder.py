@@ -25,16 +25,6 @@ CONFIG = {
 }
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return decoder_run.draw_photos(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return decoder_run.frozen_parts(tmp_path_factory.mktemp("parts"))
-
-
 def autoencoder(parts: Path, **options: Any) -> TrainAutoencoder:
     L.seed_everything(0, verbose=False)
     return TrainAutoencoder(CONFIG, reconstruction_loss(parts), **{"kl_weight": 1e-3, "warmup_images": 8} | options)

@@ -20,20 +20,9 @@ from snapgen_pl.metrics.lpips_weights import LPIPSFiles
 from snapgen_pl.models.decoder import Decoder, Stage
 from snapgen_pl.models.patch_discriminator import PatchDiscriminator
 from snapgen_pl.modules.decoder import TrainDecoder
-from tests import decoder_run, distilled_run, tiny_run
+from tests import distilled_run, tiny_run
 from tests.decoder_run import ALONE, BATCH, SIDE, lpips_files, photo_data, train, train_decoder
 from tests.test_resume import in_own_process
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return decoder_run.draw_photos(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An autoencoder and weights of LPIPS; to be read only."""
-    return decoder_run.frozen_parts(tmp_path_factory.mktemp("parts"))
 
 
 class Steps(tiny_run.Touched):
