@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jsonargparse import auto_cli
@@ -29,23 +30,12 @@ from snapgen_pl.metrics.reconstruction import reconstruction
 from snapgen_pl.modules.autoencoder import save
 from snapgen_pl.png import to_pil, write_png
 from snapgen_pl.runs import Run
-from snapgen_pl.tables.decoder import (
-    ADVERSARIAL,
-    FILES,
-    LONG,
-    OWN,
-    SIZES,
-    TAESD,
-    DecoderRecord,
-    read_decoder_records,
-    recipe_of,
-)
+from snapgen_pl.tables.decoder import SIZES
+from snapgen_pl.tables.decoder_records import ADVERSARIAL, FULL, LONG, OWN, ROWS, SMALL, TAESD, DecoderRecord, Scale
 from snapgen_pl.trained_run import MANIFEST, open_run
 
-RESULTS = Path("experiments/results/decoder")
-AUTOENCODER = Path("runs/photo-autoencoder")
+SCALES = {"full": FULL, "small": SMALL}
 PHOTOGRAPHS = Path("photographs/images")
-PICTURE = Path("experiments/results/decoder.png")
 # Of these held-out photographs, squares of 512 px, so many pixels around their centre are shown.
 SHOWN = ("lomiri-wallpapers-16.04-life", "lomiri-wallpapers-16.04-friends", "lomiri-wallpapers-16.04-Picture_1A")
 SHOWN_SIZE, SHOWN_PIXELS = 512, 256
@@ -64,47 +54,54 @@ class PhotoRow(TrainedRow):
         return run.exists() and checkpoints.step_of(checkpoints.newest(run.folder)) == self.steps
 
 
-def main(rows: Sequence[str] = tuple(FILES), seeds: Sequence[int] = (0,)) -> None:
+def main(scale: Literal["full", "small"] = "full", rows: Sequence[str] = ROWS, seeds: Sequence[int] = (0,)) -> None:
     """Trains, measures and records rows.
 
     Args:
+        scale: ``full`` has the published widths and half of SD3's encoder, for a GPU; ``small`` a quarter of all
+            widths, for a CPU.
         rows: of the table.
         seeds: of the decoders; their autoencoder is one, and the adversarial row begins with ``long``'s first.
 
     Raises:
-        ValueError: for a row that there is no file of, or where the photographs are missing.
+        ValueError: for a row that there is none of, or where the photographs are missing.
     """
-    if unknown := [row for row in rows if row not in FILES]:
-        raise ValueError(f"no rows {unknown}; there are {', '.join(FILES)}")
+    if unknown := [row for row in rows if row not in ROWS]:
+        raise ValueError(f"no rows {unknown}; there are {', '.join(ROWS)}")
     if not PHOTOGRAPHS.is_dir():
         raise ValueError(f"{PHOTOGRAPHS} is missing; run `python -m benchmarks.photographs` first")
-    autoencoder = trained(OWN, 0)
+    chosen = SCALES[scale]
+    autoencoder = trained(chosen, OWN, 0)
     autoencoder.train()
     bench = Bench(save(autoencoder.folder))
-    check_encoder(bench)
+    check_encoder(chosen, chosen.results, bench)
     for seed in seeds:
         for row in rows:
-            make(row, seed, bench)
-    if all(trained(row, seeds[0]).ended for row in SHOWN_ROWS):
-        write_png(to_pil(picture(bench, seeds[0])), PICTURE)
-        print(f"Drawn in {PICTURE}")
+            make(chosen, row, seed, bench)
+    if all(trained(chosen, row, seeds[0]).ended for row in SHOWN_ROWS):
+        drawn = chosen.results.with_suffix(".png")
+        write_png(to_pil(picture(chosen, bench, seeds[0])), drawn)
+        print(f"Drawn in {drawn}")
 
 
-def check_encoder(bench: "Bench") -> None:
+def check_encoder(scale: Scale, results: Path, bench: "Bench") -> None:
     """Raises ValueError where records are of another encoder: rows would be trained that do not compare."""
     digest = bench.autoencoder.weights_digest()
-    if strangers := [row for row, each in read_decoder_records(RESULTS).items() if each.autoencoder != digest]:
+    if strangers := [row for row, each in scale.records(results).items() if each.autoencoder != digest]:
         raise ValueError(
-            f"{RESULTS}: {', '.join(strangers)} are of another encoder than {AUTOENCODER}; delete these records to "
-            "train all rows anew, or put that run back"
+            f"{results}: {', '.join(strangers)} are of another encoder than that of {trained(scale, OWN, 0).folder}; "
+            "delete these records to train all rows anew, or put that run back"
         )
 
 
-def trained(row: str, seed: int) -> PhotoRow:
+def trained(scale: Scale, row: str, seed: int) -> PhotoRow:
     """A row's run; the autoencoder's is one, whatever the seed."""
+    runs = Path("runs")
     if row == OWN:
-        return PhotoRow(row, 0, FILES[row], recipe_of(row), AUTOENCODER)
-    return PhotoRow(row, seed, FILES[row], recipe_of(row), Path("runs/photo-decoders") / f"{row}-seed{seed}")
+        seed, folder = 0, runs / f"photo-autoencoder{scale.suffix}"
+    else:
+        folder = runs / f"photo-decoders{scale.suffix}" / f"{row}-seed{seed}"
+    return PhotoRow(row, seed, scale.files(row), scale.recipe(row), folder)
 
 
 class Bench:
@@ -159,9 +156,9 @@ class Bench:
 
 
 @torch.no_grad()
-def picture(bench: Bench, seed: int) -> Tensor:
+def picture(scale: Scale, bench: Bench, seed: int) -> Tensor:
     """Originals and what decoders make of them, a column each, as uint8 (3, H, W)."""
-    decoders = [bench.decoder(trained(row, seed)) for row in SHOWN_ROWS]
+    decoders = [bench.decoder(trained(scale, row, seed)) for row in SHOWN_ROWS]
     rows = []
     for name, (image, raw) in bench.photographs[SHOWN_SIZE].items():
         if name.startswith(SHOWN):
@@ -172,10 +169,10 @@ def picture(bench: Bench, seed: int) -> Tensor:
     return torch.cat(rows, dim=1).cpu()
 
 
-def make(row: str, seed: int, bench: Bench) -> None:
+def make(scale: Scale, row: str, seed: int, bench: Bench) -> None:
     """Trains and records a row, where there is no record yet."""
-    run = trained(row, seed)
-    if run.recorded(RESULTS):
+    run = trained(scale, row, seed)
+    if run.recorded(scale.results):
         return
     run.train()
     seconds = EventAccumulator(str(run.folder)).Reload().Scalars("train/seconds")[-1].value
@@ -192,7 +189,7 @@ def make(row: str, seed: int, bench: Bench) -> None:
         autoencoder=bench.autoencoder.weights_digest(),
         sizes=bench.measure(bench.decoder(run)),
     )
-    print(f"Written to {record.write(RESULTS)}", flush=True)
+    print(f"Written to {record.write(scale.results)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from jsonargparse import auto_cli
 from PIL import Image
 from rich.progress import track
 
-from snapgen_pl.tables.decoder import LIST
+from snapgen_pl.tables.decoder_records import LIST
 from snapgen_pl.whole_files import whole_file, whole_folder
 
 LONGER_SIDES = (2048, 1024)  # px

@@ -1,14 +1,17 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from benchmarks import photo_decoders
 from benchmarks.photo_decoders import Bench, check_encoder, trained
 from benchmarks.photographs import LIST, Photograph, reduce, tiles
 from snapgen_pl.data.image_folder import ImageFolder
-from snapgen_pl.tables.decoder import ADVERSARIAL, LONG, OWN, DecoderRecord, recipe_of
+from snapgen_pl.tables.declared import declared_decoder
+from snapgen_pl.tables.decoder_records import ADVERSARIAL, FULL, LONG, OWN, ROWS, SMALL, TAESD, DecoderRecord, Scale
 from tests.tiny_kl import kl
 
 
@@ -44,28 +47,40 @@ def test_photographs_are_reduced_to_what_image_folders_read(tmp_path: Path) -> N
     assert opened.validation.load(0).size == (1024, 2048)
 
 
-def test_rows_know_their_ends_and_the_autoencoder_is_one_for_all_seeds() -> None:
-    assert trained(OWN, 3).seed == 0
-    assert trained(LONG, 0).steps == 7 * trained("snapgen", 0).steps + 50
-    assert trained(ADVERSARIAL, 1).folder.name == "adversarial-seed1"
-    assert len({recipe_of(row) for row in photo_decoders.FILES}) == len(photo_decoders.FILES)
+@pytest.mark.parametrize(("scale", "more"), [(FULL, 50), (SMALL, 0)], ids=["full", "small"])
+def test_rows_know_their_ends_and_the_autoencoder_is_one_for_all_seeds(scale: Scale, more: int) -> None:
+    assert trained(scale, OWN, 3).seed == 0
+    assert trained(scale, LONG, 0).steps == 7 * trained(scale, "snapgen", 0).steps + more
+    assert trained(scale, ADVERSARIAL, 1).folder.name == "adversarial-seed1"
+    assert len({scale.recipe(row) for row in ROWS}) == len(ROWS)
+    assert trained(FULL, "sd3", 0).folder != trained(SMALL, "sd3", 0).folder
+
+
+def test_in_small_all_widths_are_a_quarter() -> None:
+    def stages(row: str, scale: Scale) -> list[dict[str, Any]]:
+        declared: dict[str, Any] = yaml.safe_load(scale.files(row)[-1].read_text())["model"]["init_args"]["decoder"]
+        return [each | {"channels": each["channels"] // width[scale]} for each in declared["init_args"]["stages"]]
+
+    width = {FULL: 4, SMALL: 1}
+    for row in ROWS[1:-3]:
+        assert stages(row, FULL) == stages(row, SMALL), row
+    assert [declared_decoder(*scale.files(TAESD)).last.in_channels for scale in (FULL, SMALL)] == [64, 16]
 
 
 def test_records_of_another_encoder_are_found_before_anything_is_trained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     kl().save_pretrained(tmp_path / "vae")
     bench = Bench(tmp_path / "vae")
-    monkeypatch.setattr(photo_decoders, "RESULTS", tmp_path)
     values = {size: {"psnr": 20.0, "ssim": 0.5, "lpips": 0.5} for size in ("512", "1024")}
     record = DecoderRecord(
-        "sd3", 0, recipe_of("sd3"), 1, 1.0, "a machine", "2026", None, bench.autoencoder.weights_digest(), values
+        "sd3", 0, FULL.recipe("sd3"), 1, 1.0, "a machine", "2026", None, bench.autoencoder.weights_digest(), values
     )
     record.write(tmp_path)
-    check_encoder(bench)
+    check_encoder(FULL, tmp_path, bench)
     record._replace(autoencoder="another").write(tmp_path)
     with pytest.raises(ValueError, match="sd3 are of another encoder"):
-        check_encoder(bench)
+        check_encoder(FULL, tmp_path, bench)
 
 
 def test_a_decoder_is_measured_as_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,16 +8,17 @@ from snapgen_pl.models.latent_decoder import LatentDecoder
 
 
 class TAESDDecoder(LatentDecoder):
-    """Convolutions of one width without norms, from random weights: 1.23 M parameters.
+    """Convolutions of one width without norms, from random weights; the default has 1.23 M parameters.
 
     Args:
         in_channels: channels of the latent; they enter through 3 tanh(x / 3).
+        width: of all convolutions.
     """
 
-    def __init__(self, in_channels: int = 16) -> None:
+    def __init__(self, in_channels: int = 16, width: int = 64) -> None:
         super().__init__()
         self.in_channels, self.upsampling = in_channels, 8
-        self.network = AutoencoderTiny(latent_channels=in_channels).decoder
+        self.network = AutoencoderTiny(latent_channels=in_channels, decoder_block_out_channels=(width,) * 4).decoder
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
 
     @property

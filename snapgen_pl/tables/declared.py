@@ -88,11 +88,12 @@ def declared_decoder_cost(*files: Path, size: int, **arguments: int) -> Cost:
     return count_module(decoder, torch.empty(1, decoder.in_channels, size, size), convention="decoder")
 
 
-def declared_autoencoder_cost(file: Path, size: int) -> Cost:
-    """What the decoder of a TrainAutoencoder that a configuration declares costs; otherwise as a decoder's."""
+def declared_autoencoder_cost(*files: Path, size: int) -> Cost:
+    """What the decoder of a TrainAutoencoder that configurations declare costs; otherwise as a decoder's."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    config = yaml.safe_load(file.read_text(encoding="utf-8"))["model"]["init_args"]["config"]
+    models = [yaml.safe_load(file.read_text(encoding="utf-8"))["model"]["init_args"] for file in files]
+    config = [model["config"] for model in models if "config" in model][-1]
     with torch.device("meta"):
         decoder = AutoencoderKL(**config).decoder
     return count_module(decoder, torch.empty(1, config["latent_channels"], size, size), convention="decoder")

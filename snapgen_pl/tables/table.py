@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 from snapgen_pl.tables.ablation import ablation_table
 from snapgen_pl.tables.cost import cost_table
-from snapgen_pl.tables.decoder import decoder_table
+from snapgen_pl.tables.decoder import decoder_small_table, decoder_table
 from snapgen_pl.tables.distillation import distillation_table
 from snapgen_pl.tables.emoji import emoji_table
 from snapgen_pl.tables.imagenet256 import imagenet256_table
@@ -14,7 +14,9 @@ from snapgen_pl.tables.latency import latency_table
 from snapgen_pl.tables.layout import Format, Table
 from snapgen_pl.tables.steps import steps_table
 
-Name: TypeAlias = Literal["imagenet256", "ablation", "emoji", "distillation", "steps", "decoder", "cost", "latency"]
+Name: TypeAlias = Literal[
+    "imagenet256", "ablation", "emoji", "distillation", "steps", "decoder", "decoder_small", "cost", "latency"
+]
 
 _TABLES: dict[Name, Callable[[Path | None], Table]] = {
     "imagenet256": imagenet256_table,
@@ -23,6 +25,7 @@ _TABLES: dict[Name, Callable[[Path | None], Table]] = {
     "distillation": distillation_table,
     "steps": steps_table,
     "decoder": decoder_table,
+    "decoder_small": decoder_small_table,
     "cost": cost_table,
     "latency": latency_table,
 }
@@ -38,8 +41,9 @@ def table(
     Args:
         name: ``imagenet256`` has SnapGen beside its peers, ``ablation`` the way from SDXL's UNet to SnapGen's,
             ``emoji`` both in small as measured here, ``distillation`` students of one teacher in small, ``steps``
-            generators of few steps made of one of them, ``decoder`` the way from SD3's decoder to SnapGen's, ``cost``
-            what the large ones take, ``latency`` an estimate of what a phone takes.
+            generators of few steps made of one of them, ``decoder`` the way from SD3's decoder to SnapGen's,
+            ``decoder_small`` the same in small, ``cost`` what the large ones take, ``latency`` an estimate of what a
+            phone takes.
         format: Markdown, JSON or CSV.
         reports: the folder of measurements to show, ``<row>.json`` each; by default the published experiments' own.
             ``latency`` has none.

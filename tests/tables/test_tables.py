@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks.emoji_distillation import plot
 from snapgen_pl.metrics.sample_metric import Score
 from snapgen_pl.tables import distillation, emoji, steps
-from snapgen_pl.tables.decoder import DecoderRecord, recipe_of
+from snapgen_pl.tables.decoder_records import FULL, DecoderRecord
 from snapgen_pl.tables.published import DECODERS
 from snapgen_pl.tables.records import RowRecord, read_records, recipe
 from snapgen_pl.tables.table import table
@@ -93,7 +93,7 @@ def test_what_was_measured_of_a_decoder_stands_beside(tmp_path: Path) -> None:
     record = DecoderRecord(
         "snapgen",
         0,
-        recipe_of("snapgen"),
+        FULL.recipe("snapgen"),
         5600,
         34.5,
         "a machine",
@@ -121,7 +121,7 @@ def test_what_was_measured_of_a_decoder_stands_beside(tmp_path: Path) -> None:
 def test_decoders_that_do_not_compare_are_refused(tmp_path: Path, change: dict[str, str], message: str) -> None:
     sizes = {size: {"psnr": 20.0, "ssim": 0.5, "lpips": 0.5} for size in ("512", "1024")}
     for row, changed in (("snapgen", {}), ("sd3", change)):
-        fields = {"row": row, "seed": 0, "recipe": recipe_of(row), "crops": 1, "training_seconds": 1.0}
+        fields = {"row": row, "seed": 0, "recipe": FULL.recipe(row), "crops": 1, "training_seconds": 1.0}
         fields |= {"machine": "a machine", "date": "2026-01-01", "commit": None, "autoencoder": "abc", "sizes": sizes}
         (tmp_path / f"{row}.json").write_text(json.dumps(fields | changed))
     with pytest.raises(ValueError, match=message):
