@@ -29,10 +29,11 @@ experiments: install
 	$(BIN)/python -m benchmarks.emoji_distillation
 	$(BIN)/python -m benchmarks.emoji_steps
 
-# Decoders of photographs, which apt-get brings; a GPU takes a quarter of an hour, a CPU days.
+# Decoders of photographs, which apt-get brings; a GPU takes a quarter of an hour, a CPU hours for SCALE=small.
+SCALE ?= full
 photographs: install
 	$(BIN)/python -m benchmarks.photographs
-	$(BIN)/python -m benchmarks.photo_decoders
+	$(BIN)/python -m benchmarks.photo_decoders --scale $(SCALE)
 
 format: install
 	$(BIN)/ruff format $(SOURCES)

@@ -39,6 +39,7 @@ class TrainAutoencoder(Training):
         warmup_images: the learning rate rises linearly over so many images.
         decay_images: it falls linearly to zero from there until so many images were seen; None keeps it.
         seed: seeds the draws from posteriors.
+        inception: torch-fidelity's file of Inception weights, with which validation also tells ``rfid@N``.
 
     Raises:
         ValueError: for keys that the network does not know, a negative weight, or a schedule that ends before it
@@ -59,6 +60,7 @@ class TrainAutoencoder(Training):
         warmup_images: int = 0,
         decay_images: int | None = None,
         seed: int = 0,
+        inception: Path | None = None,
     ) -> None:
         super().__init__(warmup_images, decay_images)
         if kl_weight < 0:
@@ -74,16 +76,17 @@ class TrainAutoencoder(Training):
         self.kl_weight = kl_weight
         self.loss_roles: Mapping[str, Role] = {**self.reconstruction.roles, "kl": "task"}
         self.make_optimizer, self.seed = optimizer, seed
-        self._means = ReconstructionMeans()
+        self._means = ReconstructionMeans(inception)
 
     def setup(self, stage: str) -> None:
-        """Checks the data, and reads the weights of LPIPS.
+        """Checks the data, and reads the weights of what measures.
 
         Raises:
             ValueError: where the data are no images of a size that fits, or weights are missing.
         """
-        check_images(self.trainer, 2 ** (len(self.network.config["block_out_channels"]) - 1))
+        data = check_images(self.trainer, 2 ** (len(self.network.config["block_out_channels"]) - 1))
         self.reconstruction.ready(self.device)
+        self._means.ready(self.device, len(data.source.validation))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer and its schedule, counted in images."""

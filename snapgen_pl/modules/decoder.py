@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,6 +67,7 @@ class TrainDecoder(Training):
         seed: seeds the draws from posteriors.
         init_from: folder of a run whose averaged weights the decoder begins with; a resumed run's checkpoint takes
             their place.
+        inception: torch-fidelity's file of Inception weights, with which validation also tells ``rfid@N``.
 
     Raises:
         ValueError: where the parts do not fit together.
@@ -99,6 +101,7 @@ class TrainDecoder(Training):
         gradient_clip: float | None = 1.0,
         seed: int = 0,
         init_from: str | None = None,
+        inception: Path | None = None,
     ) -> None:
         super().__init__(warmup_images, decay_images)
         _check_fit(decoder, autoencoder)
@@ -122,7 +125,7 @@ class TrainDecoder(Training):
         self.seed, self.init_from = seed, init_from
         self.began_from: dict[str, Value] | None = None
         self.turns = Turns(discriminator_steps, accumulate, gradient_clip)
-        self._means = ReconstructionMeans()
+        self._means = ReconstructionMeans(inception)
         self._told_full = False
 
     @property
@@ -147,6 +150,7 @@ class TrainDecoder(Training):
         make_ready(self.trainer, lambda folder: [self.autoencoder.ready(folder, images)])
         self.autoencoder.to(self.device)
         self.reconstruction.ready(self.device)
+        self._means.ready(self.device, len(data.source.validation))
         if stage == "fit" and self.init_from is not None:  # a checkpoint, where there is one, comes after
             run = open_run(self.init_from)
             rank_zero_info(run.begin({"decoder": self.decoder}, "decoder"))

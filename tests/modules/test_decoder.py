@@ -5,6 +5,7 @@ import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from callbacks.losses_by_time import LossesByTime
 from callbacks.tensorboard import RunLogger
@@ -15,6 +16,8 @@ from snapgen_pl.data.image_folder import ImageFolder
 from snapgen_pl.data.source import ImageBatch
 from snapgen_pl.distill.reconstruction_loss import ReconstructionLoss
 from snapgen_pl.images import from_uint8, to_uint8
+from snapgen_pl.metrics.frechet import frechet_distance, moments_of
+from snapgen_pl.metrics.inception import Inception
 from snapgen_pl.metrics.lpips import LPIPS
 from snapgen_pl.metrics.lpips_weights import LPIPSFiles
 from snapgen_pl.models.decoder import Decoder, Stage
@@ -22,6 +25,7 @@ from snapgen_pl.models.patch_discriminator import PatchDiscriminator
 from snapgen_pl.modules.decoder import TrainDecoder
 from tests import distilled_run, tiny_run
 from tests.decoder_run import ALONE, BATCH, SIDE, lpips_files, photo_data, train, train_decoder
+from tests.metrics.fidelity import random_weights
 from tests.test_resume import in_own_process
 
 
@@ -204,6 +208,35 @@ def test_whole_held_out_photographs_are_measured_also_as_the_autoencoder_decodes
     assert told == pytest.approx(float(torch.stack(psnr).mean()), abs=1e-3)
     (told,) = scalars["val/lpips_full"].values()
     assert told == pytest.approx(float(torch.stack(distance).mean()), rel=1e-3)
+
+
+def test_given_inception_the_frechet_distance_of_what_is_decoded_is_told(
+    photos: Path, parts: Path, tmp_path: Path
+) -> None:
+    data = photo_data(photos)
+    data.setup("validate")
+    originals = [batch.image_BCHW for batch in data.val_dataloader()]
+    fitted = torch.cat([F.interpolate(image.float(), (48, 48)).to(torch.uint8) for image in originals])
+    weights = random_weights(tmp_path / "inception.pth", fitted)
+    module = train_decoder(parts, inception=weights)
+    trainer = tiny_run.trainer_for(tmp_path / "run", 1, averaged=("decoder",), limit_val_batches=1.0)
+    found = trainer.validate(module, datamodule=photo_data(photos), verbose=False)[0]
+    inception = Inception(weights)
+    for suffix, decode in (("", module.decoder), ("_full", module.autoencoder.decode)):
+        with torch.no_grad():
+            decoded = [to_uint8(decode(module.autoencoder.encode(from_uint8(image)).mean_BCHW)) for image in originals]
+        moments = [moments_of(inception(image).pool_BD for image in images) for images in (originals, decoded)]
+        expected = frechet_distance(*moments).value
+        assert expected > 0.1
+        assert found[f"val/rfid{suffix}@{len(originals)}"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_single_photograph_has_no_frechet_distance(photos: Path, parts: Path, tmp_path: Path) -> None:
+    data = photo_data(photos)
+    data.image_source = ImageFolder(str(photos), validation_fraction=0.01)
+    module = train_decoder(parts, inception=tmp_path / "inception.pth")
+    with pytest.raises(ValueError, match="the validation has 1 image"):
+        train(module, photos, tmp_path, 1, data=data)
 
 
 def test_without_lpips_no_weights_are_needed(photos: Path, parts: Path, tmp_path: Path) -> None:
