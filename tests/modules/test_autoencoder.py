@@ -15,6 +15,7 @@ from snapgen_pl.metrics.lpips import LPIPS
 from snapgen_pl.modules.autoencoder import TrainAutoencoder
 from tests import decoder_run, distilled_run, tiny_run
 from tests.decoder_run import lpips_files, photo_data, reconstruction_loss
+from tests.golden_values import StepLosses
 
 CONFIG = {
     "down_block_types": ["DownEncoderBlock2D"] * 3,
@@ -70,6 +71,12 @@ def test_the_terms_are_those_of_the_method(photos: Path, parts: Path, tmp_path: 
     }
     for name, value_B in expected.items():
         torch.testing.assert_close(terms[name].value_B, value_B, msg=name)
+
+
+def test_losses_are_the_golden_ones(photos: Path, parts: Path, tmp_path: Path) -> None:
+    steps = StepLosses()
+    train(autoencoder(parts), photos, tmp_path, 4, callbacks=[steps], val_check_interval=None)
+    steps.check("autoencoder")
 
 
 def test_training_brings_images_back_and_what_is_saved_is_what_was_validated(

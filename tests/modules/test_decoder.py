@@ -25,6 +25,7 @@ from snapgen_pl.models.patch_discriminator import PatchDiscriminator
 from snapgen_pl.modules.decoder import TrainDecoder
 from tests import distilled_run, tiny_run
 from tests.decoder_run import ALONE, BATCH, SIDE, lpips_files, photo_data, train, train_decoder
+from tests.golden_values import StepLosses
 from tests.metrics.fidelity import random_weights
 from tests.test_resume import in_own_process
 
@@ -73,6 +74,12 @@ def test_a_count_within_a_step_takes_effect_after_it(photos: Path, parts: Path, 
     module = train_decoder(parts, adversarial_from=BATCH, accumulate=2)
     train(module, photos, tmp_path, 3, callbacks=[steps], val_check_interval=None)
     assert steps.terms == [*[RECONSTRUCTION] * 2, *[{"d_real", "d_fake"}] * 2, *[RECONSTRUCTION | {"adversarial"}] * 2]
+
+
+def test_losses_are_the_golden_ones(photos: Path, parts: Path, tmp_path: Path) -> None:
+    steps = StepLosses()
+    train(train_decoder(parts), photos, tmp_path, 7, callbacks=[steps], val_check_interval=None)
+    steps.check("decoder")
 
 
 def test_nothing_frozen_is_in_checkpoints_and_the_decoder_alone_is_averaged(

@@ -21,9 +21,9 @@ from snapgen_pl.modules.pretrain import Pretrain
 from snapgen_pl.teachers.run import RunTeacher
 from tests import distill_run, pretrain_run, tiny_run
 from tests.distill_run import PAIRS, distill, train
+from tests.golden_values import StepLosses
 from tests.test_resume import in_own_process
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "distill.json"
 STEPS = 6
 
 
@@ -38,17 +38,12 @@ def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return distill_run.teacher_run(images, tmp_path_factory.mktemp("run"))
 
 
-class Steps(L.Callback):
-    """Keeps each step's loss and terms, and what validation logged last."""
+class Steps(StepLosses):
+    """Also keeps what validation logged last."""
 
     def __init__(self) -> None:
-        self.losses: list[float] = []
-        self.terms: list[dict[str, float]] = []
+        super().__init__()
         self.validation: dict[str, float] = {}
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: object) -> None:
-        self.losses.append(float(outputs["loss"]))
-        self.terms.append({term.name: float(term.value_B.mean()) for term in outputs["terms"].terms})
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.validation = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -101,15 +96,9 @@ def test_a_step_asks_the_teacher_once_and_compares_at_the_same_place(images: Pat
 
 
 def test_losses_are_the_golden_ones(images: Path, run: Path, tmp_path: Path) -> None:
-    """As in test_pretrain."""
     steps = Steps()
     train(distill(run), images, tmp_path, STEPS, callbacks=[steps, TimestepAwareScaling()])
-    if not GOLDEN.exists():
-        GOLDEN.write_text(json.dumps({"losses": steps.losses, "last_terms": steps.terms[-1]}, indent=1) + "\n")
-        pytest.fail(f"{GOLDEN} was not there; it is now, to be read and committed")
-    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
-    assert steps.losses == pytest.approx(golden["losses"], rel=1e-4)
-    assert steps.terms[-1] == pytest.approx(golden["last_terms"], rel=1e-3)
+    steps.check("distill")
 
 
 def test_nothing_of_the_teacher_is_trained_or_kept(images: Path, run: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from snapgen_pl.teachers.run import RunTeacher
 from snapgen_pl.trained_run import open_run
 from tests import distill_run, distilled_run, pretrain_run, tiny_run
 from tests.distill_run import step_distill, train
+from tests.golden_values import StepLosses
 from tests.test_resume import in_own_process
 
 TIMES = Euler(4).times()
@@ -78,6 +79,12 @@ def test_networks_take_turns_and_the_other_one_is_frozen(images: Path, run: Path
     assert saved["images_seen"] == 2 * pretrain_run.BATCH
     assert {name.split(".")[0] for name in saved["state_dict"]} == {"denoiser", "conditioner", "discriminator"}
     assert {name.split(".")[0] for name in saved["ema"]["weights"]} == {"denoiser", "conditioner"}
+
+
+def test_losses_are_the_golden_ones(images: Path, run: Path, tmp_path: Path) -> None:
+    steps = StepLosses()
+    train(step_distill(run), images, tmp_path, 6, callbacks=[steps], val_check_interval=None)
+    steps.check("step_distill")
 
 
 def test_times_are_the_samplers_and_the_next_ones(images: Path, run: Path, tmp_path: Path) -> None:
