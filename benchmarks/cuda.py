@@ -8,9 +8,9 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-from lightning.fabric.utilities.throughput import get_available_flops
 
 from benchmarks.networks import Subject, feed, forward, forward_backward, materialise
+from snapgen_pl.peak import dense_bf16_peak
 
 Task = Literal["forward", "training"]
 # FLOPs an image for each multiply-accumulate of the forward pass; the backward pass costs two forward passes.
@@ -73,7 +73,7 @@ def throughput(
             optimizer.zero_grad(set_to_none=True)
 
     images_per_s = batch / median_step_s(step, steps)
-    peak = get_available_flops(device, torch.bfloat16)
+    peak = dense_bf16_peak(device)
     flops_per_s = _FLOPS_PER_MAC[task] * subject.cost(size).macs * images_per_s
     return Throughput(
         task=task,

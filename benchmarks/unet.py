@@ -4,10 +4,10 @@ On a CPU: fp32, channels_last, one thread, interleaved rounds, in about a minute
 steps. On a GPU (``--device cuda``): bf16 autocast, eager and compiled.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from json import dumps
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,7 @@ from benchmarks.networks import SUBJECTS, Subject, feed, forward, forward_backwa
 from benchmarks.timing import Environment, Timing, environment, interleave
 from snapgen_pl.models.count import Cost
 from snapgen_pl.models.denoiser import Denoiser
+from snapgen_pl.whole_files import write_json
 
 OURS = "snapgen"
 
@@ -123,25 +124,24 @@ def run_cpu(subjects: Mapping[str, Subject], batch: int, size: int, rounds: int,
 
 def run_cuda(
     subjects: Mapping[str, Subject], batch: int, micro_batch: int, size: int, rounds: int, training_rounds: int
-) -> CUDAReport:
-    """Measures each network alone, eager and compiled, forward and training; arguments as in throughput."""
+) -> Iterator[CUDAReport]:
+    """Measures each network alone, forward and training, all of them eager before any is compiled, which takes minutes.
+
+    Arguments are as in throughput. What is known so far comes after each measurement, so that none is lost.
+    """
     steps: dict[Task, int] = {"forward": rounds, "training": training_rounds}
-    return CUDAReport(
+    report = CUDAReport(
         protocol="bf16 autocast over fp32 weights, channels_last; forward: predictions without gradients, conditioning "
         "included; training: forward, loss, backward and fused AdamW; median over steps by device events; "
         "MFU: 2 (forward) or 6 (training) FLOPs a multiply-accumulate over the device's dense bf16 peak",
         environment=environment("benchmarks.unet", accelerator=True),
         size=size,
         costs={name: subject.cost(size) for name, subject in subjects.items()},
-        rows={
-            name: [
-                throughput(subject, task, compiled, batch, micro_batch, size, count)
-                for task, count in steps.items()
-                for compiled in (False, True)
-            ]
-            for name, subject in subjects.items()
-        },
+        rows={name: [] for name in subjects},
     )
+    for compiled, (name, subject), (task, count) in product((False, True), subjects.items(), steps.items()):
+        report.rows[name].append(throughput(subject, task, compiled, batch, micro_batch, size, count))
+        yield report
 
 
 def cpu_table(report: CPUReport) -> Table:
@@ -205,21 +205,26 @@ def main(
     if unknown := [name for name in networks if name not in SUBJECTS]:
         raise ValueError(f"no networks {unknown}; there are {', '.join(SUBJECTS)}")
     subjects = {name: SUBJECTS[name] for name in networks}
-    report: CPUReport | CUDAReport
     if device == "cpu":
         if micro_batch is not None:
             raise ValueError(f"micro_batch is {micro_batch}, but a pass on the CPU takes the whole batch; leave it out")
         torch.set_num_threads(threads or 1)
         report = run_cpu(subjects, batch or 1, size, rounds, training_rounds or 0)
+        _write(report, json)
         table = cpu_table(report)
     else:
         if threads is not None:
             raise ValueError(f"threads is {threads}, but a GPU is measured; leave it out")
-        report = run_cuda(subjects, batch or 256, micro_batch or 64, size, rounds, training_rounds or rounds)
-        table = cuda_table(report)
+        measured = run_cuda(subjects, batch or 256, micro_batch or 64, size, rounds, training_rounds or rounds)
+        for known in measured:
+            _write(known, json)
+        table = cuda_table(known)
     Console(width=120).print(table)
+
+
+def _write(report: CPUReport | CUDAReport, json: Path | None) -> None:
     if json is not None:
-        json.write_text(dumps(report.record(), indent=2) + "\n")
+        write_json(report.record(), json)
 
 
 if __name__ == "__main__":

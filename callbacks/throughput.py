@@ -3,13 +3,12 @@
 import time
 
 import lightning as L
-import torch
-from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from callbacks.step_watch import StepWatch
 from snapgen_pl.models.count import TRAINING_FLOPS_A_MAC
+from snapgen_pl.peak import dense_bf16_peak
 
 
 class Throughput(L.Callback):
@@ -21,7 +20,7 @@ class Throughput(L.Callback):
     bf16 peak of all devices. The module tells its multiply-adds in ``macs_per_image`` (forward; None: unknown).
 
     Args:
-        peak_flops: dense bf16 FLOP/s of one device; by default what Lightning's table says of it.
+        peak_flops: dense bf16 FLOP/s of one device; by default what is known of it.
     """
 
     def __init__(self, peak_flops: float | None = None) -> None:
@@ -49,7 +48,7 @@ class Throughput(L.Callback):
         self._images = int(pl_module.images_seen)  # type: ignore[arg-type]
         self._since = self._last_step = time.perf_counter()
         self._watch.start(trainer)
-        self._peak = self.peak_flops or get_available_flops(trainer.strategy.root_device, torch.bfloat16)
+        self._peak = self.peak_flops or dense_bf16_peak(trainer.strategy.root_device)
         if self._peak is None:
             rank_zero_info(f"train/mfu is not logged: no known peak for {trainer.strategy.root_device}; set peak_flops")
         elif _macs(pl_module) is None:
