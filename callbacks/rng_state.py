@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
+from snapgen_pl.processes import gather
+
 
 class RngState(L.Callback):
     """Saves the global generators of torch (CPU and the process's GPU), numpy and Python, one state a rank.
@@ -21,7 +23,7 @@ class RngState(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Gathers every rank's state."""
-        checkpoint["rng"] = _gather(_capture(pl_module.device), trainer.world_size)
+        checkpoint["rng"] = gather(_capture(pl_module.device), trainer.world_size)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keeps the states for the start of training.
@@ -72,11 +74,3 @@ def _restore(state: dict[str, Any], device: torch.device) -> None:
     name, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
     random.setstate(state["python"])
-
-
-def _gather(state: dict[str, Any], world_size: int) -> list[dict[str, Any]]:
-    if world_size == 1:
-        return [state]
-    states: list[dict[str, Any]] = [{} for _ in range(world_size)]
-    torch.distributed.all_gather_object(states, state)
-    return states

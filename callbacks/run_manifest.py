@@ -90,7 +90,7 @@ def _data(trainer: L.Trainer) -> dict[str, Any] | None:
     return {
         "fingerprint": source.fingerprint,
         "classes": list(source.classes),
-        "training_images": len(source.train),
+        "training_images": None if source.streamed else len(source.train),
         "validation_images": len(source.validation),
     }
 

@@ -32,6 +32,7 @@ class Stream(IntEnum):
     RENOISE_TIME = 9
     RENOISE_REAL = 10
     RENOISE_FAKE = 11
+    SHUFFLE = 12
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> Tensor:

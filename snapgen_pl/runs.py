@@ -33,6 +33,8 @@ MAY_CHANGE = (
     "trainer.strategy",
     "trainer.accumulate_grad_batches",
     "data.init_args.workers",
+    # What it bears.
+    "data.init_args.skip_limit",
     # How often it looks up from its work, and what it shows then.
     "trainer.log_every_n_steps",
     "trainer.val_check_interval",

@@ -60,6 +60,7 @@ EXTRAS = (
     "pyarrow",
     "resvg_py",
     "torchvision",
+    "webdataset",
     "onnx",
     "onnxscript",
     "onnxruntime",

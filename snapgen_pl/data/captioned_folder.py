@@ -1,12 +1,12 @@
 """Images in folders, each with its caption in a file beside it."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.progress import track
 
+from snapgen_pl.data.caption import parse_caption
 from snapgen_pl.data.image_folder import Entry, FolderSet, find_splits, images_under
 from snapgen_pl.data.source import ImageSource, OpenSource
 from snapgen_pl.data.split import check_fraction, check_not_both, fingerprint, hold_out
@@ -116,18 +116,12 @@ def read_caption(image: Path, key: str) -> str:
     text, record = image.with_suffix(".txt"), image.with_suffix(".json")
     if text.is_file() and record.is_file():
         raise ValueError(f"{image} has both {text.name} and {record.name}; remove the one that is not its caption")
-    file = record if record.is_file() else text
+    file, json_key = (record, key) if record.is_file() else (text, None)
     try:
-        content = file.read_text(encoding="utf-8")
-        caption = json.loads(content)[key] if file == record else content
-        str(caption).encode()  # JSON may escape what is no text
+        content = file.read_bytes()
     except FileNotFoundError as error:
         raise ValueError(f"{image} has no caption; write it to {text.name} or {record.name} beside it") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file} holds no caption ({type(error).__name__}: {error}); expected UTF-8 text, or JSON with an entry "
-            f"{key!r} (caption_key says which)"
-        ) from error
-    if not isinstance(caption, str) or not caption.strip():
-        raise ValueError(f"{file} holds no caption but {caption!r}; write one, or remove the image")
-    return " ".join(caption.split())
+    try:
+        return parse_caption(content, json_key)
+    except ValueError as error:
+        raise ValueError(f"{file} {error}") from error

@@ -1,7 +1,7 @@
 """The LightningDataModule over a source of images or latents."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +24,7 @@ from snapgen_pl.data.loader import (
 )
 from snapgen_pl.data.requests import RequestBatches, Requests
 from snapgen_pl.data.shards import SPLITS, Split
-from snapgen_pl.data.source import ImageBatch, ImageSet, ImageSource, LatentSet, OpenSource
+from snapgen_pl.data.source import Batch, ImageBatch, ImageSet, ImageSource, LatentSet, OpenSource
 from snapgen_pl.data.teacher_outputs import StoredOutputs, TeacherOutputFolder
 from snapgen_pl.data.text_states import TextStateFolder
 
@@ -136,11 +136,8 @@ class ImageData(L.LightningDataModule):
             for states in self._text_states.values() if self.verify else ():
                 states.check()
         micro_batch = self.micro_batch
-        if stage == "fit" and len(self.source.train) < self.batch_size:
-            raise ValueError(
-                f"batch_size is {self.batch_size}, but there are only {len(self.source.train)} training images; "
-                "set data.batch_size to at most that"
-            )
+        if stage == "fit":
+            self._check_training()
         for name, count in (("validation images", len(self.source.validation)), ("samples", self.samples)):
             if count < self._world_size:
                 raise ValueError(f"{count} {name} do not go round {self._world_size} processes; have more of them")
@@ -186,7 +183,7 @@ class ImageData(L.LightningDataModule):
             )
         return self.batch_size // parts
 
-    def train_dataloader(self) -> ResumableLoader:
+    def train_dataloader(self) -> Iterable[Batch]:
         """The endless stream, this process's part."""
         order = EndlessOrder(len(self.source.train), self.seed)
         sampler = PositionSampler(order, self.micro_batch, self._rank, self._world_size, self.draws)
@@ -336,6 +333,13 @@ class ImageData(L.LightningDataModule):
     @property
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer else 0
+
+    def _check_training(self) -> None:
+        if len(self.source.train) < self.batch_size:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, but there are only {len(self.source.train)} training images; "
+                "set data.batch_size to at most that"
+            )
 
     def _check_latents(self) -> None:
         latents = self.source.train

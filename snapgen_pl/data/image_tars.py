@@ -2,12 +2,11 @@
 
 import os
 import re
-import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from rich.progress import Progress
@@ -15,9 +14,8 @@ from rich.progress import Progress
 from snapgen_pl.data.source import ImageSource, OpenSource
 from snapgen_pl.data.split import check_fraction, check_not_both, fingerprint, hold_out, labels_of
 from snapgen_pl.data.stored_set import CHECKED_UP_FRONT, StoredSet, check_up_to, readable_extensions
+from snapgen_pl.data.tars import TAR, Tar, find_tars, headers
 
-_TAR = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
-_UNPACKERS = {b"\x1f\x8b\x08": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\0": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
@@ -134,22 +132,6 @@ class ImageTars(ImageSource):
         return OpenSource(classes, *sets, fingerprint(classes, train, validation))
 
 
-def find_tars(path: Path) -> list[Path]:
-    """The tar itself, or the tars of a folder by name.
-
-    Raises:
-        ValueError: where there is none.
-    """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise ValueError(f"{path} does not exist; expected a .tar, or a folder of them")
-    tars = sorted(file for file in path.iterdir() if _TAR.search(file.name) and not file.name.startswith("."))
-    if not tars:
-        raise ValueError(f"{path} holds no .tar; expected tars of class folders, or one tar a class")
-    return tars
-
-
 def index_tars(where: Path, tars: Sequence[Path]) -> dict[str, dict[str, Span]]:
     """Where each image lies, by its class and its name.
 
@@ -168,7 +150,7 @@ def index_tars(where: Path, tars: Sequence[Path]) -> dict[str, dict[str, Span]]:
         task = progress.add_task(f"listing the images in {where}", total=ends[-1])
         for number, (tar, begin, end) in enumerate(zip(tars, [0, *ends], ends, strict=False)):
             with tar.open("rb") as file:
-                for name, image, offset, size in _images(_Tar(file, str(tar), 0, end - begin), extensions):
+                for name, image, offset, size in _images(Tar(file, str(tar), 0, end - begin), extensions):
                     known = index.setdefault(name, {})
                     if image in known:
                         raise ValueError(f"{name}/{image} is in {tars[known[image].tar]} and again in {tar}; keep one")
@@ -191,25 +173,12 @@ def list_members(index: Mapping[str, Mapping[str, Span]], label_of: Mapping[str,
     ]
 
 
-class _Tar(NamedTuple):
-    """A tar in a file: all of it, or a member."""
-
-    file: BinaryIO
-    name: str
-    start: int
-    end: int
-
-    @property
-    def class_name(self) -> str:
-        return _TAR.sub("", self.name.rsplit("/", 1)[-1])
-
-
-def _images(tar: _Tar, extensions: frozenset[str]) -> Iterator[tuple[str, str, int, int]]:
+def _images(tar: Tar, extensions: frozenset[str]) -> Iterator[tuple[str, str, int, int]]:
     """(class, name, offset in the file, size) of each image, those of tars within the tar included."""
     layout, first = "", ""
-    for header in _headers(tar):
+    for header in headers(tar):
         *folders, name = [part for part in header.name.split("/") if part not in ("", ".")] or [""]
-        inner = _TAR.search(name) is not None
+        inner = TAR.search(name) is not None
         hidden = any(part.startswith(".") for part in (*folders, name))
         if header.isdir() or hidden or not (inner or os.path.splitext(name)[1].lower() in extensions):  # noqa: PTH122
             continue
@@ -227,7 +196,7 @@ def _images(tar: _Tar, extensions: frozenset[str]) -> Iterator[tuple[str, str, i
         layout, first = own_layout, first or header.name
         if inner:
             start, end = header.offset_data, header.offset_data + header.size
-            yield from _images(_Tar(tar.file, f"{tar.name}/{header.name}", start, end), extensions)
+            yield from _images(Tar(tar.file, f"{tar.name}/{header.name}", start, end), extensions)
         else:
             if not folders and name.startswith("ILSVRC2012_val_") and not _WORDNET_ID.fullmatch(tar.class_name):
                 raise ValueError(
@@ -237,32 +206,3 @@ def _images(tar: _Tar, extensions: frozenset[str]) -> Iterator[tuple[str, str, i
             yield folders[-1] if folders else tar.class_name, name, header.offset_data, header.size
     if not layout:
         raise ValueError(f"{tar.name} holds no image; expected files such as .jpg, .png or .webp (or remove the tar)")
-
-
-def _headers(tar: _Tar) -> Iterator[tarfile.TarInfo]:
-    """The headers of a tar, its file left wherever the last one ends.
-
-    Raises:
-        ValueError: where it is compressed, or cannot be read to its end.
-    """
-    tar.file.seek(tar.start)
-    magic = tar.file.read(tarfile.BLOCKSIZE)
-    for prefix, unpacker in _UNPACKERS.items():
-        if magic.startswith(prefix):
-            raise ValueError(
-                f"{tar.name} is compressed, so that images cannot be read where they lie; unpack it: {unpacker}"
-            )
-    tar.file.seek(tar.start)
-    try:
-        archive = tarfile.open(fileobj=tar.file, mode="r:")  # noqa: SIM115  (the file is the caller's to close)
-        while (header := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # a million of them; typeshed lacks it
-            if header.isreg() and header.offset_data + header.size > tar.end:
-                raise tarfile.ReadError(f"{header.name} goes on past the end")
-            yield header
-        # Where a header is damaged, tarfile takes the archive to end before it.
-        tar.file.seek(archive.offset)
-        if archive.offset >= tar.end or any(tar.file.read(tarfile.BLOCKSIZE).ljust(tarfile.BLOCKSIZE, b"?")):
-            raise tarfile.ReadError(f"expected a header or its end at byte {archive.offset}")
-    except (tarfile.TarError, ValueError) as error:
-        raise ValueError(f"{tar.name} is no intact tar ({error}); download or pack it again") from error

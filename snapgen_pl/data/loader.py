@@ -8,15 +8,16 @@ drawn for it, follows from its position.
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from snapgen_pl import rng
+from snapgen_pl.conditioning.condition import Condition
 from snapgen_pl.data.conditions import Conditions
 from snapgen_pl.data.source import Batch, ImageBatch, ImageSet, LatentBatch, LatentSet, Taught
 from snapgen_pl.data.teacher_outputs import StoredOutputs
@@ -138,6 +139,28 @@ def even_batches(count: int, micro_batch: int, rank: int, world_size: int) -> li
     return [list(own[first:last]) for first, last in pairwise(cuts)]
 
 
+def image_batch(
+    pixels: Sequence[Tensor],
+    condition: Condition,
+    positions: Sequence[int],
+    flip_seed: int | None,
+    taught: Taught | None = None,
+) -> ImageBatch:
+    """Samples as a batch, flipped where wanted.
+
+    Args:
+        pixels: of each sample, uint8 (3, H, W), all of one size.
+        condition: what they are asked for with.
+        positions: what is drawn for each is drawn from.
+        flip_seed: the seed of random flips; None for none.
+        taught: what a teacher said of them.
+    """
+    image_BCHW, position_B = torch.stack(list(pixels)), torch.tensor(positions)
+    if flip_seed is not None:
+        image_BCHW = random_flip(image_BCHW, position_B, flip_seed)
+    return ImageBatch(image_BCHW, condition, position_B, taught)
+
+
 class ImageSamples(Dataset[ImageBatch]):
     """Loads whole batches of samples, cropped and, where wanted, flipped.
 
@@ -167,12 +190,9 @@ class ImageSamples(Dataset[ImageBatch]):
 
     def __getitems__(self, samples: list[Sample]) -> ImageBatch:
         """The batch of ``samples``; PyTorch's loaders call this instead of asking for one at a time."""
-        image_BCHW = torch.stack([self.pixels(sample) for sample in samples])
-        position_B = torch.tensor([sample.position for sample in samples])
-        if self.flip_seed is not None:
-            image_BCHW = random_flip(image_BCHW, position_B, self.flip_seed)
+        pixels, positions = [self.pixels(sample) for sample in samples], [sample.position for sample in samples]
         conditions = self.conditions.batch([sample.image for sample in samples])
-        return ImageBatch(image_BCHW, conditions, position_B, _taught(self.taught, samples))
+        return image_batch(pixels, conditions, positions, self.flip_seed, _taught(self.taught, samples))
 
     def pixels(self, sample: Sample) -> Tensor:
         """One image, cropped: uint8 (3, H, W)."""
@@ -242,6 +262,32 @@ def _end_with_parents_signal() -> None:
     os._exit(0)
 
 
+class WorkerOptions(TypedDict):
+    """What loaders give a DataLoader; see :func:`worker_options`."""
+
+    num_workers: int
+    collate_fn: Callable[[Any], Any]
+    pin_memory: bool
+    generator: torch.Generator
+    worker_init_fn: Callable[[int], None]
+
+
+def worker_options(workers: int) -> WorkerOptions:
+    """Options of a DataLoader that gives what its dataset collated, and draws nothing from the global random numbers.
+
+    Args:
+        workers: number of worker processes; 0 loads in this one.
+    """
+    return {
+        "num_workers": workers,
+        "collate_fn": _as_is,
+        "pin_memory": torch.cuda.is_available(),
+        # Every loader draws a base seed for its workers: without its own generator, from the global one.
+        "generator": torch.Generator(),
+        "worker_init_fn": _answer_to_parent_alone,
+    }
+
+
 class BatchLoader(DataLoader[Batch]):
     """A loader of whole batches that draws nothing from the global random numbers.
 
@@ -252,16 +298,7 @@ class BatchLoader(DataLoader[Batch]):
     """
 
     def __init__(self, dataset: Samples, batches: Sampler[list[Sample]] | list[list[Sample]], workers: int) -> None:
-        super().__init__(
-            dataset,
-            batch_sampler=batches,
-            num_workers=workers,
-            collate_fn=_as_is,
-            pin_memory=torch.cuda.is_available(),
-            # Every loader draws a base seed for its workers: without its own generator, from the global one.
-            generator=torch.Generator(),
-            worker_init_fn=_answer_to_parent_alone,
-        )
+        super().__init__(dataset, batch_sampler=batches, **worker_options(workers))
 
 
 class ResumableLoader(BatchLoader):

@@ -132,6 +132,7 @@ class OpenSource(NamedTuple):
         validation: held-out images.
         fingerprint: SHA-256 over what identifies the data, for the run's manifest.
         encoded_from: the fingerprint of the source that latents were encoded from; None for images.
+        streamed: whether training images come as a stream of which ``train`` holds some, to be looked at.
     """
 
     classes: tuple[str, ...]
@@ -139,6 +140,7 @@ class OpenSource(NamedTuple):
     validation: ImageSet | LatentSet
     fingerprint: str
     encoded_from: str | None = None
+    streamed: bool = False
 
 
 @runtime_checkable

@@ -217,7 +217,7 @@ def test_what_is_no_tar_is_refused(tmp_path: Path) -> None:
 def test_missing_and_empty_sets_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere does not exist; expected a \.tar, or a folder of them"):
         ImageTars(tmp_path / "nowhere").open()
-    with pytest.raises(ValueError, match=r"folder holds no \.tar; expected tars of class folders, or one tar a class"):
+    with pytest.raises(ValueError, match=r"folder holds no \.tar; expected a folder of tars"):
         ImageTars(folder).open()
     tars = class_tars(folder, tmp_path / "tars")
     pack(tars / "n02.tar", {})
