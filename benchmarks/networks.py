@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil
 from types import MappingProxyType
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snapgen_pl.models.count import Cost, count
@@ -15,6 +16,8 @@ from snapgen_pl.models.peers.dit import DiT
 from snapgen_pl.models.unet import Block, Stage, UNet
 
 CONTEXT_TOKENS = 77
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ SUBJECTS: Mapping[str, Subject] = MappingProxyType(
 )
 
 
-def materialise(build: Callable[[], Denoiser], device: torch.device) -> Denoiser:
+def materialise(build: Callable[[], M], device: torch.device) -> M:
     """Builds a network with small random weights, without paying for its initialisation.
 
     Weights repeat one block of 2^20 numbers: speed does not depend on their values as long as they are ordinary.

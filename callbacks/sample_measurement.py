@@ -19,6 +19,7 @@ from callbacks.sampling import (
     drawing,
     drawing_module,
     image_data,
+    prompt_data,
     training_images,
     weights_name,
 )
@@ -232,9 +233,10 @@ class SampleMeasurement:
 
     def _measurement(self, trainer: L.Trainer, draw: Draw) -> Facts:
         needs = self.comparison.needs_references
-        data = image_data(trainer) if needs or draw.labels != "uniform" else None
+        data = image_data(trainer) if needs or draw.labels in ("frequencies", "held_out") else None
         source = data.source if data else None
         captions = {"condition": data.condition} if data and data.condition == "caption" else {}
+        prompts = {"prompts": prompt_data(trainer).fingerprint} if draw.labels == "prompts" else {}
         return {
             "protocol": PROTOCOL,
             "samples": draw.count,
@@ -245,6 +247,7 @@ class SampleMeasurement:
             "references": min(self.references, len(source.train) - self.control_images) if source and needs else None,
             "control_images": self.control_images if needs else None,
             **captions,
+            **prompts,
             "metrics": self.comparison.protocol(),
         }
 
@@ -270,6 +273,8 @@ def _weights(trainer: L.Trainer, module: DrawsImages) -> Facts:
 
 
 def _requests(trainer: L.Trainer, draw: Draw) -> Requests:
+    if draw.labels == "prompts":
+        return prompt_data(trainer).requests(draw.count)
     if draw.labels == "frequencies":
         conditions = image_data(trainer).conditions("train")
         if isinstance(conditions, Labels):

@@ -19,9 +19,11 @@ from callbacks.sampling import (
     ended_early,
     image_data,
     logged_step,
+    prompt_data,
     samples_folder,
 )
 from snapgen_pl.data.datamodule import ImageData
+from snapgen_pl.data.prompt_data import PromptData
 from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.flow.samplers import Sampler
 from snapgen_pl.metrics.comparison import Comparison
@@ -54,7 +56,8 @@ class SampleMetrics(L.Callback):
         every_n_images: measure at validations when so many images were trained on since the last time; 0 at every
             validation, null at the end only.
         labels: what is asked for: classes as frequent as in training, or captions of training images; uniform classes,
-            as ImageNet's protocol has them; or what held-out images have, in their order.
+            as ImageNet's protocol has them; what held-out images have, in their order; or the prompts of a PromptData,
+            in theirs.
         samplers: on ``test``, each of these in place of the module's.
         guidances: on ``test``, each of these in place of the module's, under each sampler.
         keep: on ``test``, keeps the images under ``samples`` too: as PNG files, or as ADM's npz.
@@ -106,10 +109,16 @@ class SampleMetrics(L.Callback):
         else:
             self._comparison.check_count("test_samples", self.test_samples)
         data = getattr(trainer, "datamodule", None)
-        if self.labels == "uniform" and isinstance(data, ImageData) and data.condition == "caption":
-            raise ValueError("labels are uniform, which is of classes, but the data give captions; set labels to "
-                             "frequencies or held_out")  # fmt: skip
-        if self.labels != "uniform" or self._comparison.needs_references:
+        texts = isinstance(data, PromptData) or (isinstance(data, ImageData) and data.condition == "caption")
+        if self.labels == "uniform" and texts:
+            raise ValueError("labels are uniform, which is of classes, but the data give texts; set labels to "
+                             "frequencies, held_out or, with a PromptData, prompts")  # fmt: skip
+        if self.labels == "prompts" and (count := prompt_data(trainer).samples) != self.test_samples:
+            raise ValueError(
+                f"test_samples is {self.test_samples}, but the data ask for {count} images; set test_samples to that, "
+                "or data.images or data.prompts to others"
+            )
+        if self.labels in ("frequencies", "held_out") or self._comparison.needs_references:
             image_data(trainer)
         if self._comparison.needs_references:
             if self.control_images:

@@ -13,6 +13,7 @@ from torch import Tensor
 from callbacks.ema import EMA, ema_weights
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.loader import Sample
+from snapgen_pl.data.prompt_data import PromptData
 from snapgen_pl.data.requests import Request
 from snapgen_pl.data.source import Batch, NamesClasses
 from snapgen_pl.flow.guidance import Guidance
@@ -91,6 +92,18 @@ def image_data(trainer: L.Trainer) -> ImageData:
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, ImageData):
         raise ValueError(f"samples are compared with the images of an ImageData, not of {type(data).__name__}")
+    return data
+
+
+def prompt_data(trainer: L.Trainer) -> PromptData:
+    """The run's prompts.
+
+    Raises:
+        ValueError: if its data are none.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, PromptData):
+        raise ValueError(f"prompts are asked for, and {type(data).__name__} has none; give a PromptData as the data")
     return data
 
 

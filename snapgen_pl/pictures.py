@@ -54,9 +54,9 @@ def read_prompts(path: Path, layout: Layout) -> list[Prompt]:
     try:
         prompts = {"plain": _plain, "geneval": _geneval, "dpg": _dpg}[layout](path)
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--prompts {path} cannot be read for the layout {layout}: {error}") from error
+        raise ValueError(f"prompts {path} cannot be read for the layout {layout}: {error}") from error
     if not prompts:
-        raise ValueError(f"--prompts {path} holds no prompts; write one a line, or give another")
+        raise ValueError(f"prompts {path} holds no prompts; write one a line, or give another")
     return prompts
 
 

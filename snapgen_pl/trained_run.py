@@ -59,6 +59,13 @@ class TrainedRun(NamedTuple):
         decoder = arguments(self.model.get("autoencoder")).get("decoder")
         return None if decoder is None else open_run(str(decoder))
 
+    @property
+    def images_seen(self) -> int:
+        """Images that its weights were trained on, over all processes."""
+        seen = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)["images_seen"]
+        assert isinstance(seen, int)
+        return seen
+
     def weights_facts(self) -> dict[str, Value]:
         """Which weights its own are, for records."""
         return {"checkpoint": str(self.checkpoint), "step": checkpoints.step_of(self.checkpoint), "weights": "EMA"}

@@ -10,8 +10,11 @@ from rich.console import Console
 from benchmarks import decoder, latents
 from benchmarks.cuda import throughput
 from benchmarks.networks import SUBJECTS, Subject, feed, forward_backward, materialise
+from benchmarks.throughput import SIZES, Pipeline, largest, measure
+from benchmarks.throughput import main as measure_throughput
 from benchmarks.timing import Sample, Timing, environment, interleave, summarise
 from benchmarks.unet import cpu_table, main, ratios, run_cpu
+from snapgen_pl.flow.samplers import Euler
 from snapgen_pl.models.decoder import Decoder
 from snapgen_pl.models.decoder import Stage as DecoderStage
 from snapgen_pl.models.denoiser import Denoiser
@@ -191,3 +194,50 @@ def test_decoders_are_compared_at_each_size() -> None:
     assert "peer" in console.export_text()
     with pytest.raises(ValueError, match=r"sizes \[20\]: need multiples of 8 from 16 on"):
         decoder.run(compared, (16, 20), rounds=1)
+
+
+def test_the_largest_batch_is_found_in_few_tries() -> None:
+    for limit in range(1, 70):
+        tried: list[int] = []
+
+        def fits(batch: int, limit: int = limit, tried: list[int] = tried) -> bool:
+            tried.append(batch)
+            return batch <= limit
+
+        assert largest(fits) == limit
+        assert len(tried) <= 2 * limit.bit_length() + 1
+    with pytest.raises(ValueError, match="not even one image fits"):
+        largest(lambda batch: False)
+
+
+def test_texts_become_images_in_three_parts_that_are_timed() -> None:
+    pipeline = Pipeline(SIZES["small"], CPU, guidance=2.0)
+    conditioning = pipeline.text(2)
+    assert conditioning.tokens_BSD.shape == (2, 1 + 77 + 128, pipeline.denoiser.context_dim)
+    # CLIP's two lie beside each other, before Gemma's, which is narrower.
+    assert conditioning.tokens_BSD[:, 1:78].ne(0).any(dim=0).any(dim=0).all()
+    assert not conditioning.tokens_BSD[:, 78:, 64:].any()
+    image_BCHW = pipeline.all(2, Euler(2))
+    assert (image_BCHW.dtype, image_BCHW.shape) == (torch.uint8, (2, 3, 64, 64))
+    seconds, peak = measure(pipeline, 2, Euler(2), rounds=1)
+    assert list(seconds) == ["all", "text", "denoiser", "decoder"]
+    assert all(each > 0 for each in seconds.values())
+    assert peak is None
+
+
+def test_the_text_encoders_have_the_published_sizes() -> None:
+    from transformers import CLIPTextModel, Gemma2Model
+
+    with torch.device("meta"):
+        networks = [*map(CLIPTextModel, SIZES["full"].clips()), Gemma2Model(SIZES["full"].gemma())]
+    assert [sum(weight.numel() for weight in network.parameters()) for network in networks] == [
+        123_060_480,
+        693_021_440,  # OpenCLIP's bigG/14 with its projection, of 1,638,400: 694,659,840
+        2_614_341_888,
+    ]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to search the batch of")
+def test_the_largest_batch_is_not_looked_for_in_the_hosts_memory() -> None:
+    with pytest.raises(ValueError, match="give --batch"):
+        measure_throughput(size="small")

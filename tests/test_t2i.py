@@ -282,7 +282,7 @@ def test_benchmarks_find_what_they_read(distilled: Path, tmp_path: Path) -> None
     [
         (["--classes", "cat"], "the run draws from texts; give --prompt or --prompts"),
         (["--prompt", "a", "--prompts", "b"], "give one of --classes, --prompt and --prompts"),
-        (["--prompts", "nowhere.txt"], "--prompts nowhere.txt cannot be read for the layout plain"),
+        (["--prompts", "nowhere.txt"], "prompts nowhere.txt cannot be read for the layout plain"),
         (["--prompt", "a", "--layout", "dpg"], "--layout dpg reads the benchmark's own prompts"),
         (["--prompt", "a", "--encoders", "t5"], "no encoders ['t5']; there are"),
         (["--prompt", "a", "--encoders", ","], "--encoders names none"),

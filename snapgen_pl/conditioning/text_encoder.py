@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -17,6 +15,7 @@ from snapgen_pl.conditioning.encoder_weights import CONFIG, files_digest, inside
 from snapgen_pl.conditioning.token_ids import SavedTokenizer, token_ids
 from snapgen_pl.precision import DType
 from snapgen_pl.pretrained_folder import pretrained_folder
+from snapgen_pl.pretrained_network import lacking, read_network, read_tokenizer
 from snapgen_pl.tf32 import tf32
 
 if TYPE_CHECKING:  # the import takes seconds
@@ -119,23 +118,10 @@ class TextEncoder(ABC):
         """
         folder = weight_files(self._path, self._subfolder)[0].parent
         tokenizer_class, network_class = self.classes()
-        try:
-            tokenizer = tokenizer_class.from_pretrained(self.tokenizer_files[0].parent, local_files_only=True)
-            with _errors_alone():
-                loaded: Any = network_class.from_pretrained(
-                    folder,
-                    dtype=getattr(torch, dtype),
-                    use_safetensors=True,
-                    local_files_only=True,
-                    output_loading_info=True,
-                    **self.settings(),
-                )
-        except Exception as error:  # safetensors, tokenizers and transformers have their own errors for damaged files
-            raise ValueError(f"{folder} cannot be loaded ({error}); download its files again") from error
-        network, report = loaded
-        if missing := report["missing_keys"]:
+        network, missing = read_network(network_class, folder, getattr(torch, dtype), self.settings())
+        if missing:
             raise ValueError(self.lacks(folder, missing))
-        return tokenizer, network.eval().requires_grad_(False)
+        return read_tokenizer(tokenizer_class, self.tokenizer_files[0].parent), network
 
     def parameters(self) -> int:
         """How many its network has, by its configuration: no weights are read."""
@@ -244,23 +230,7 @@ class TextEncoder(ABC):
 
     def lacks(self, folder: Path, missing: set[str]) -> str:
         """What to tell whoever gave a folder whose weights are not all there."""
-        return (
-            f"{folder} lacks {len(missing)} weights, such as {min(missing)}: those there are another network's; "
-            "download them again"
-        )
-
-
-@contextmanager
-def _errors_alone() -> Iterator[None]:
-    """Keeps transformers from listing the hundreds of weights of a whole CLIP that its text encoder does not need."""
-    from transformers.utils.logging import get_verbosity, set_verbosity
-
-    before = get_verbosity()
-    set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        set_verbosity(before)
+        return lacking(folder, missing)
 
 
 def _config_file(folder: Path) -> Path:

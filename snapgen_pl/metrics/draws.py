@@ -9,8 +9,9 @@ from snapgen_pl import rng
 from snapgen_pl.data.conditions import Conditions, Labels
 from snapgen_pl.data.requests import Requests
 
-# What is asked for: what training images have, as often; every class alike; what held-out images have, in their order.
-LabelPolicy: TypeAlias = Literal["frequencies", "uniform", "held_out"]
+# What is asked for: what training images have, as often; every class alike; what held-out images have, in their order;
+# prompts, in theirs.
+LabelPolicy: TypeAlias = Literal["frequencies", "uniform", "held_out", "prompts"]
 
 _SEED = 0  # not the run's: measurements compare across runs
 

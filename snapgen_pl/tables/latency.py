@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 from math import inf
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,12 @@ from snapgen_pl.tables.layout import Table, number
 from snapgen_pl.tables.published import LATENCIES
 from snapgen_pl.tables.roofline import Roofline, fit, left_out
 
+if TYPE_CHECKING:
+    from transformers import CLIPTextConfig
+
 LATENT_SIZE = 128  # of an image of 1024 px
 CLIP_TOKENS = 77
+CLIP_L, CLIP_G = (12, 768, "quick_gelu"), (32, 1280, "gelu")  # layers, width, activation, as released
 TOKENS = 1 + CLIP_TOKENS  # the null token, and the two CLIPs' beside each other
 
 NOTES = """\
@@ -192,34 +196,38 @@ def _parts() -> tuple[_Counted, ...]:
         _counted(denoiser, *denoiser_inputs(denoiser, LATENT_SIZE, TOKENS)),
         _counted(decoder, latent_BCHW),
         _clip_l(),
-        _clip_g(layers=32, width=1280),
+        _clip_g(*CLIP_G[:2]),
     )
 
 
-def _clip_l() -> _Counted:
-    from transformers import CLIPTextConfig, CLIPTextModel  # takes seconds
+def clip_text_config(layers: int, width: int, activation: str) -> "CLIPTextConfig":
+    """The configuration of a text encoder of CLIP's, its heads 64 wide and its projection as wide as it is."""
+    from transformers import CLIPTextConfig  # takes seconds
 
-    with torch.device("meta"):
-        network = CLIPTextModel(
-            CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-        )
-    return _counted(network, _ids())
-
-
-@cache
-def _clip_g(layers: int, width: int) -> _Counted:
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
-
-    config = CLIPTextConfig(
+    return CLIPTextConfig(
         hidden_size=width,
         intermediate_size=4 * width,
         num_hidden_layers=layers,
         num_attention_heads=width // 64,
         projection_dim=width,
-        hidden_act="gelu",
+        hidden_act=activation,
     )
+
+
+def _clip_l() -> _Counted:
+    from transformers import CLIPTextModel
+
     with torch.device("meta"):
-        network = CLIPTextModelWithProjection(config)
+        network = CLIPTextModel(clip_text_config(*CLIP_L))
+    return _counted(network, _ids())
+
+
+@cache
+def _clip_g(layers: int, width: int) -> _Counted:
+    from transformers import CLIPTextModelWithProjection
+
+    with torch.device("meta"):
+        network = CLIPTextModelWithProjection(clip_text_config(layers, width, "gelu"))
     return _counted(network, _ids())
 
 

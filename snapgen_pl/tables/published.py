@@ -127,3 +127,43 @@ LATENCIES = (
     PublishedLatency("CLIP-L", 123, 4),
     PublishedLatency("CLIP-G", 302, 23),
 )
+
+
+class PublishedTextToImage(NamedTuple):
+    """A row of the text-to-image table as SnapGen's authors print it (arXiv 2412.09619); None where nothing is at hand.
+
+    Attributes:
+        model: its name.
+        key: names its reports.
+        params_b: billions of parameters.
+        images_per_s: at 1024 px.
+        geneval: in [0, 1].
+        dpg: DPG-Bench, in [0, 100].
+        clip: a cosine.
+        image_reward: in deviations from the mean of ImageReward's training images.
+    """
+
+    model: str
+    key: str
+    params_b: float | None
+    images_per_s: float | None
+    geneval: float
+    dpg: float
+    clip: float
+    image_reward: float
+
+
+TEXT_TO_IMAGE = (
+    PublishedTextToImage("PixArt-alpha", "pixart_alpha", 0.6, 0.42, 0.48, 71.1, 0.316, 1.15),
+    PublishedTextToImage("PixArt-Sigma", "pixart_sigma", 0.6, 0.46, 0.53, 80.5, 0.317, 1.13),
+    PublishedTextToImage("SD-1.5", "sd_1_5", 0.9, None, 0.43, 63.2, 0.287, 0.19),
+    PublishedTextToImage("SD-2.1", "sd_2_1", 0.9, None, 0.50, 64.2, 0.281, 0.29),
+    PublishedTextToImage("Sana", "sana", 1.6, 1.00, 0.66, 84.8, 0.327, 1.25),
+    PublishedTextToImage("Lumina-Next", "lumina_next", 2.0, 0.06, 0.46, 74.6, 0.309, 0.88),
+    PublishedTextToImage("SDXL", "sdxl", 2.6, 0.18, 0.55, 74.7, 0.301, 0.99),
+    PublishedTextToImage("Playground v2", "playground_v2", 2.6, 0.18, 0.59, 74.5, 0.317, 1.25),
+    PublishedTextToImage("Playground v2.5", "playground_v2_5", None, None, 0.56, 75.5, 0.319, 1.34),
+    PublishedTextToImage("IF-XL", "if_xl", 5.5, 0.06, 0.61, 75.6, 0.311, 0.65),
+    PublishedTextToImage("SnapGen without distillation", "snapgen_no_kd", 0.38, 1.04, 0.61, 76.3, 0.321, 1.20),
+    PublishedTextToImage("SnapGen", "snapgen", 0.38, 1.04, 0.66, 81.1, 0.332, 1.32),
+)

@@ -13,14 +13,25 @@ from snapgen_pl.tables.imagenet256 import imagenet256_table
 from snapgen_pl.tables.latency import latency_table
 from snapgen_pl.tables.layout import Format, Table
 from snapgen_pl.tables.steps import steps_table
+from snapgen_pl.tables.t2i import t2i_table
 
 Name: TypeAlias = Literal[
-    "imagenet256", "ablation", "emoji", "distillation", "steps", "decoder", "decoder_small", "cost", "latency"
+    "imagenet256",
+    "ablation",
+    "t2i",
+    "emoji",
+    "distillation",
+    "steps",
+    "decoder",
+    "decoder_small",
+    "cost",
+    "latency",
 ]
 
 _TABLES: dict[Name, Callable[[Path | None], Table]] = {
     "imagenet256": imagenet256_table,
     "ablation": ablation_table,
+    "t2i": t2i_table,
     "emoji": emoji_table,
     "distillation": distillation_table,
     "steps": steps_table,
@@ -39,14 +50,14 @@ def table(
     """Makes a table.
 
     Args:
-        name: ``imagenet256`` has SnapGen beside its peers, ``ablation`` the way from SDXL's UNet to SnapGen's,
-            ``emoji`` both in small as measured here, ``distillation`` students of one teacher in small, ``steps``
-            generators of few steps made of one of them, ``decoder`` the way from SD3's decoder to SnapGen's,
-            ``decoder_small`` the same in small, ``cost`` what the large ones take, ``latency`` an estimate of what a
-            phone takes.
+        name: ``imagenet256`` has SnapGen beside its peers, ``ablation`` the way from SDXL's UNet to SnapGen's, ``t2i``
+            text-to-image at 1024 px, ``emoji`` the first two in small as measured here, ``distillation`` students of
+            one teacher in small, ``steps`` generators of few steps made of one of them, ``decoder`` the way from SD3's
+            decoder to SnapGen's, ``decoder_small`` the same in small, ``cost`` what the large ones take, ``latency`` an
+            estimate of what a phone takes.
         format: Markdown, JSON or CSV.
-        reports: the folder of measurements to show, ``<row>.json`` each; by default the published experiments' own.
-            ``latency`` has none.
+        reports: the folder of measurements to show, ``<row>.json`` each, of ``t2i`` ``<row>-<column>.json``; by
+            default the published experiments' own. ``latency`` has none.
 
     Raises:
         ValueError: for measurements that cannot be read, do not compare, or have no place in the table.

@@ -11,11 +11,13 @@ import pytest
 from PIL import Image
 
 from benchmarks.emoji_distillation import plot
+from snapgen_pl.metrics.fid_report import FIDReport
 from snapgen_pl.metrics.sample_metric import Score
 from snapgen_pl.tables import distillation, emoji, steps
 from snapgen_pl.tables.decoder_records import FULL, DecoderRecord
 from snapgen_pl.tables.published import DECODERS
 from snapgen_pl.tables.records import RowRecord, read_records, recipe
+from snapgen_pl.tables.t2i import read_speed
 from snapgen_pl.tables.table import table
 from tests.metrics.test_fid_report import REPORT
 
@@ -308,3 +310,70 @@ def test_a_recipe_is_what_trains_and_not_what_looks(tmp_path: Path) -> None:
     scaling = {"class_path": "callbacks.timestep_scaling.TimestepAwareScaling"}
     assert of() == of(val_check_interval=2) == of(callbacks=[grid])
     assert len({of(), of(max_steps=6), of(callbacks=[scaling]), of(callbacks=[grid, scaling])}) == 3
+
+
+def t2i_report(**values: float) -> FIDReport:
+    return replace(REPORT, values={name: Score(value) for name, value in values.items()})
+
+
+def test_text_to_image_stands_as_published_and_counts_our_network() -> None:
+    rows = {row["model"]: row for row in json.loads(table("t2i", "json"))}
+    assert len(rows) == 12
+    ours, without = rows["SnapGen"], rows["SnapGen without distillation"]
+    assert ours["params_b"] == without["params_b"] == 0.3795  # 379.51 M with a context of 2,304
+    assert [name for name, row in rows.items() if row["params_b"] is not None] == [without["model"], ours["model"]]
+    published = ("geneval", "dpg", "clip", "image_reward", "images_per_s", "params_b")
+    assert [ours[f"{name}_published"] for name in published] == [0.66, 81.1, 0.332, 1.32, 1.04, 0.38]
+    assert [rows["Sana"][f"{name}_published"] for name in published] == [0.66, 84.8, 0.327, 1.25, 1.00, 1.6]
+    assert "| SnapGen | 0.380 / 0.38 | 1.04 | 0.66 | 81.1 | 0.332 | 1.32 |" in table("t2i", "md")
+
+
+def test_what_was_measured_of_text_to_image_stands_beside(tmp_path: Path) -> None:
+    for name, values in {
+        "snapgen-geneval": {"geneval": 0.5, "geneval_colors": 0.75},
+        "snapgen_no_kd-geneval": {"geneval": 0.25},
+        "snapgen-dpg_blip": {"dpg_blip": 62.5},
+        "snapgen-clip": {"clip_score": 0.25, "clip_truncated": 0},
+        "snapgen-image_reward": {"image_reward": -0.5},
+    }.items():
+        t2i_report(**values).write(tmp_path / f"{name}.json")
+    rows = {row["model"]: row for row in json.loads(table("t2i", "json", tmp_path))}
+    measured = ("geneval", "dpg_blip", "clip", "image_reward")
+    assert [rows["SnapGen"][name] for name in measured] == [0.5, 62.5, 0.25, -0.5]
+    assert [rows["SnapGen without distillation"][name] for name in measured] == [0.25, None, None, None]
+    assert table("t2i", "md", tmp_path).splitlines()[13].endswith("|  | 0.50 | 62.5 | 0.250 | -0.50 |")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("snapgen-geneval", {"geneval@2000": 0.5}, "another judge or less than the whole protocol"),
+        ("snapgen-dpg_blip", {"dpg": 80.0}, "holds dpg, not dpg_blip"),
+        ("snapgen-dpg", {"dpg": 80.0}, "has no place in the table"),
+        ("flux-geneval", {"geneval": 0.7}, "has no place in the table"),
+    ],
+)
+def test_text_to_image_by_another_judge_is_refused(
+    tmp_path: Path, name: str, values: dict[str, float], said: str
+) -> None:
+    t2i_report(**values).write(tmp_path / f"{name}.json")
+    with pytest.raises(ValueError, match=said):
+        table("t2i", "md", tmp_path)
+
+
+def test_a_column_of_text_to_image_is_of_one_protocol(tmp_path: Path) -> None:
+    report = t2i_report(clip_score=0.3)
+    report.write(tmp_path / "snapgen-clip.json")
+    replace(report, measurement={**report.measurement, "prompts": "others"}).write(tmp_path / "sdxl-clip.json")
+    with pytest.raises(ValueError, match="were measured differently and do not stand in one column"):
+        table("t2i", "md", tmp_path)
+
+
+def test_the_throughput_of_the_text_to_image_table_is_of_full_size(tmp_path: Path) -> None:
+    file = tmp_path / "record.json"
+    assert read_speed(file) is None
+    file.write_text(json.dumps({"size": "full", "images_per_s": {"all": 1.5, "text": 9.0}}))
+    assert read_speed(file) == 1.5
+    file.write_text(json.dumps({"size": "small", "images_per_s": {"all": 100.0}}))
+    with pytest.raises(ValueError, match="is of the size small"):
+        read_speed(file)

@@ -1,0 +1,67 @@
+"""The LightningDataModule of prompts alone, for drawing from networks whose training images are not at hand."""
+
+from pathlib import Path
+
+import lightning as L
+
+from snapgen_pl.data.conditions import Prompts
+from snapgen_pl.data.loader import even_batches
+from snapgen_pl.data.requests import RequestBatches, Requests
+from snapgen_pl.digest import values_digest
+from snapgen_pl.metrics.draws import in_order
+from snapgen_pl.pictures import Layout, read_prompts
+
+
+class PromptData(L.LightningDataModule):
+    """Requests for images of prompts: all of them once, in the order of the file, then all of them again.
+
+    Args:
+        prompts: a file or folder of them; what of depends on the layout.
+        layout: plain takes a prompt a line; geneval takes GenEval's evaluation_metadata.jsonl, and dpg the folder of
+            DPG-Bench's prompts.
+        images: of each prompt.
+        batch_size: images that a process draws at once where it predicts.
+
+    Attributes:
+        conditions: the prompts.
+        fingerprint: SHA-256 over the prompts, in their order.
+
+    Raises:
+        ValueError: for values out of range, and where there are no prompts.
+    """
+
+    classes: tuple[str, ...] = ()  # texts are no classes
+
+    def __init__(self, prompts: Path, layout: Layout = "plain", images: int = 4, batch_size: int = 16) -> None:
+        super().__init__()
+        for name, value in (("images", images), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; give at least 1")
+        texts = [prompt.text for prompt in read_prompts(prompts, layout)]
+        self.images, self.batch_size = images, batch_size
+        self.conditions = Prompts(texts)
+        self.fingerprint = values_digest({"prompts": texts})
+
+    @property
+    def samples(self) -> int:
+        """How many images all prompts come to."""
+        return len(self.conditions) * self.images
+
+    def predict_dataloader(self) -> RequestBatches:
+        """This process's requests.
+
+        Raises:
+            ValueError: where there are fewer images than processes.
+        """
+        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if self.samples < ranks:
+            raise ValueError(f"{self.samples} images do not go round {ranks} processes; ask for more of them")
+        return RequestBatches(self.requests(self.samples), even_batches(self.samples, self.batch_size, rank, ranks))
+
+    def test_dataloader(self) -> RequestBatches:
+        """One request: Lightning tests where there is a batch, and callbacks draw what they measure by themselves."""
+        return RequestBatches(self.requests(1), [[0]])
+
+    def requests(self, count: int) -> Requests:
+        """The first requests, ``count`` of them."""
+        return in_order(self.conditions, count)
