@@ -1,6 +1,7 @@
 """SnapGen's decoder beside SD3's and the tiny autoencoder's: ``python -m benchmarks.decoder --json FILE``.
 
 On the CPU: fp32, channels_last, one thread, interleaved rounds. 256 px take a minute, 1024 px a quarter of an hour.
+SD3's decoder would need more than 12 GB at 2048 px: ``--largest`` says how far each decoder goes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +21,13 @@ from benchmarks.timing import Environment, Timing, environment, interleave
 from benchmarks.unet import OURS, ratios
 from snapgen_pl.models.count import Cost, count_module
 from snapgen_pl.models.decoder import Decoder
-from snapgen_pl.models.strips import decode_in_strips
+from snapgen_pl.models.pieces import decode_in_pieces
 
 CHANNELS, PIXELS = 16, 8  # of a latent, and along a side of its positions
 MIB = 2**20
+LARGEST = {"snapgen_whole": 1024, "sd3": 1024}  # pixels; those not named go as far as asked
 PROTOCOL = (
-    "fp32, channels_last, eager, random weights, one image, no gradients; snapgen: in strips, snapgen_whole: one call "
+    "fp32, channels_last, eager, random weights, one image, no gradients; snapgen: in pieces, snapgen_whole: one call "
     "of the same network; peak: resident memory of a call over what was held before; then interleaved rounds; "
     "ratios: minimum of the peer over minimum of snapgen, of process CPU time or wall time"
 )
@@ -79,7 +81,7 @@ class Report:
 
 
 def subjects() -> dict[str, Subject]:
-    """The reference, in strips and whole, and diffusers' decoders for latents of 16 channels."""
+    """The reference, in pieces and whole, and diffusers' decoders for latents of 16 channels."""
     from diffusers.models.autoencoders.vae import Decoder as KLDecoder
 
     from snapgen_pl.models.taesd import TAESDDecoder
@@ -91,28 +93,37 @@ def subjects() -> dict[str, Subject]:
     sd3.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from the stubs
     taesd = TAESDDecoder(CHANNELS).eval()
     return {
-        OURS: Subject(ours, partial(decode_in_strips, ours)),
+        OURS: Subject(ours, partial(decode_in_pieces, ours)),
         "snapgen_whole": Subject(ours, ours),
         "taesd": Subject(taesd, taesd),
         "sd3": Subject(sd3, sd3),
     }
 
 
-def run(compared: Mapping[str, Subject], sizes: Sequence[int], rounds: int) -> Report:
-    """Measures all decoders at each size.
+def run(compared: Mapping[str, Subject], sizes: Sequence[int], rounds: int, largest: Mapping[str, int]) -> Report:
+    """Measures the decoders at each size.
 
     Args:
         compared: decoders by name, ``snapgen`` among them.
         sizes: height and width of images in pixels, multiples of 8 from 16 on.
         rounds: timed calls of each.
+        largest: sizes beyond which peers are left out, by name.
 
     Raises:
-        ValueError: for another size.
+        ValueError: for another size, or a largest one of what is no peer.
     """
+    if unknown := sorted(set(largest) - (set(compared) - {OURS})):
+        peers = ", ".join(name for name in compared if name != OURS)
+        raise ValueError(f"largest names {', '.join(unknown)}; the peers are {peers}")
     if strangers := [size for size in sizes if size < 2 * PIXELS or size % PIXELS]:
         raise ValueError(f"sizes {strangers}: need multiples of {PIXELS} from {2 * PIXELS} on")
     where = environment("benchmarks.decoder")
-    return Report(PROTOCOL, where, {size: _at_size(compared, size, rounds) for size in sizes})
+
+    def at(size: int) -> Size:
+        taking_part = {name: each for name, each in compared.items() if size <= largest.get(name, size)}
+        return _at_size(taking_part, size, rounds)
+
+    return Report(PROTOCOL, where, {size: at(size) for size in sizes})
 
 
 def _at_size(compared: Mapping[str, Subject], size: int, rounds: int) -> Size:
@@ -151,7 +162,11 @@ def table(report: Report) -> Table:
 
 
 def main(
-    json: Path | None = None, sizes: tuple[int, ...] = (256, 512, 1024), rounds: int = 3, threads: int = 1
+    json: Path | None = None,
+    sizes: tuple[int, ...] = (256, 512, 1024),
+    rounds: int = 3,
+    threads: int = 1,
+    largest: dict[str, int] = LARGEST,
 ) -> None:
     """Times SnapGen's decoder beside SD3's and the tiny autoencoder's.
 
@@ -160,9 +175,10 @@ def main(
         sizes: height and width of images in pixels.
         rounds: timed calls of each decoder.
         threads: threads on the CPU.
+        largest: sizes beyond which peers are left out, by name: they need much memory and time.
     """
     torch.set_num_threads(threads)
-    report = run(subjects(), sizes, rounds)
+    report = run(subjects(), sizes, rounds, largest)
     Console(width=120).print(table(report))
     if json is not None:
         json.write_text(dumps(asdict(report), indent=2) + "\n")

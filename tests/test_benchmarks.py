@@ -181,8 +181,9 @@ def test_the_compared_decoders_have_the_published_sizes() -> None:
 def test_decoders_are_compared_at_each_size() -> None:
     ours, peer = Decoder([DecoderStage(32, 1)] * 4), Decoder([DecoderStage(32, 2)] * 4)
     compared = {name: decoder.Subject(net, net) for name, net in (("snapgen", ours), ("peer", peer))}
-    report = decoder.run(compared, (16, 32), rounds=2)
-    assert list(report.sizes) == [16, 32]
+    report = decoder.run(compared, (16, 32, 48), rounds=2, largest={"peer": 32})
+    assert list(report.sizes) == [16, 32, 48]
+    assert list(report.sizes[48].timings) == ["snapgen"]
     found = report.sizes[32]
     timings = found.timings
     assert found.ratios["forward_ratio_to_peer"] == timings["peer"].cpu_min_s / timings["snapgen"].cpu_min_s
@@ -193,7 +194,9 @@ def test_decoders_are_compared_at_each_size() -> None:
     console.print(decoder.table(report))
     assert "peer" in console.export_text()
     with pytest.raises(ValueError, match=r"sizes \[20\]: need multiples of 8 from 16 on"):
-        decoder.run(compared, (16, 20), rounds=1)
+        decoder.run(compared, (16, 20), rounds=1, largest={})
+    with pytest.raises(ValueError, match="largest names snapgen, stranger; the peers are peer"):
+        decoder.run(compared, (16,), rounds=1, largest={"snapgen": 16, "stranger": 16, "peer": 16})
 
 
 def test_the_largest_batch_is_found_in_few_tries() -> None:

@@ -10,6 +10,7 @@ from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
 from snapgen_pl.config_files import class_value
 from snapgen_pl.digest import tensors_digest
 from snapgen_pl.models.latent_decoder import LatentDecoder
+from snapgen_pl.models.pieces import decode_for_drawing
 from snapgen_pl.tf32 import tf32
 from snapgen_pl.trained_run import TrainedRun, arguments, open_run
 
@@ -85,8 +86,7 @@ class WithDecoder(Autoencoder):
         """(B, channels, h, w) -> (B, 3, downsampling * h, downsampling * w)."""
         self._check_ready()
         with tf32(False):
-            image_BCHW: Tensor = self.decoder(raw_BCHW)
-        return image_BCHW
+            return decode_for_drawing(self.decoder, raw_BCHW)
 
     def _check_latents(self) -> None:
         """Shift, scale and whitening are no matter: decoders take raw latents."""

@@ -2,7 +2,7 @@
 
 What a decoder makes of a tile differs from the whole image near the tile's edges, as far as its convolutions see, and
 everywhere if it normalises or attends over all positions: the reference's norms take the statistics of each tile alone,
-so colours may drift from tile to tile, and no overlap makes the image equal. ``strips.py`` bounds memory less, exactly.
+so colours may drift from tile to tile, and no overlap makes the image equal. ``pieces.py`` bounds memory less, exactly.
 """
 
 from collections.abc import Callable
