@@ -28,6 +28,7 @@ experiments: install
 	$(BIN)/python -m benchmarks.emoji_table
 	$(BIN)/python -m benchmarks.emoji_distillation
 	$(BIN)/python -m benchmarks.emoji_steps
+	$(BIN)/python -m benchmarks.emoji_rope
 
 # Decoders of photographs, which apt-get brings; a GPU takes a quarter of an hour, a CPU hours for SCALE=small.
 SCALE ?= full

@@ -17,8 +17,7 @@ from jsonargparse import auto_cli
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from benchmarks.rows import TrainedRow
-from snapgen_pl import checkpoints
+from benchmarks.rows import UnsampledRow
 from snapgen_pl.autoencoders.kl import KL
 from snapgen_pl.autoencoders.with_decoder import WithDecoder
 from snapgen_pl.data.datamodule import ImageData
@@ -29,7 +28,6 @@ from snapgen_pl.metrics.lpips import LPIPS
 from snapgen_pl.metrics.reconstruction import reconstruction
 from snapgen_pl.modules.autoencoder import save
 from snapgen_pl.png import to_pil, write_png
-from snapgen_pl.runs import Run
 from snapgen_pl.tables.decoder import SIZES
 from snapgen_pl.tables.decoder_records import ADVERSARIAL, FULL, LONG, OWN, ROWS, SMALL, TAESD, DecoderRecord, Scale
 from snapgen_pl.trained_run import MANIFEST, open_run
@@ -42,16 +40,6 @@ SHOWN_SIZE, SHOWN_PIXELS = 512, 256
 SHOWN_ROWS = (OWN, "snapgen", LONG, ADVERSARIAL, TAESD)
 
 Decode = Callable[[Tensor], Tensor]
-
-
-class PhotoRow(TrainedRow):
-    """A run that is at its end with its last step."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing is left to train."""
-        run = Run(self.folder)
-        return run.exists() and checkpoints.step_of(checkpoints.newest(run.folder)) == self.steps
 
 
 def main(scale: Literal["full", "small"] = "full", rows: Sequence[str] = ROWS, seeds: Sequence[int] = (0,)) -> None:
@@ -94,14 +82,14 @@ def check_encoder(scale: Scale, results: Path, bench: "Bench") -> None:
         )
 
 
-def trained(scale: Scale, row: str, seed: int) -> PhotoRow:
+def trained(scale: Scale, row: str, seed: int) -> UnsampledRow:
     """A row's run; the autoencoder's is one, whatever the seed."""
     runs = Path("runs")
     if row == OWN:
         seed, folder = 0, runs / f"photo-autoencoder{scale.suffix}"
     else:
         folder = runs / f"photo-decoders{scale.suffix}" / f"{row}-seed{seed}"
-    return PhotoRow(row, seed, scale.files(row), scale.recipe(row), folder)
+    return UnsampledRow(row, seed, scale.files(row), scale.recipe(row), folder)
 
 
 class Bench:
@@ -146,7 +134,7 @@ class Bench:
             found[str(size)] = {name: float(torch.cat([each[name] for each in values]).mean()) for name in values[0]}
         return found
 
-    def decoder(self, run: PhotoRow) -> Decode:
+    def decoder(self, run: UnsampledRow) -> Decode:
         """The averaged weights of a run, in fp32; for the autoencoder's, its own decoder."""
         if run.row == OWN:
             return self.autoencoder.decode

@@ -78,11 +78,17 @@ class TrainedRow:
             write_text(self.recipe, self.folder / RECIPE)
         if self.ended:
             return
+        self.fit({"ckpt_path": begin_again(run, self.steps)} if run.exists() else {})
+
+    def fit(self, changes: Mapping[str, object]) -> None:
+        """Runs ``fit`` on the row's files, with settings changed.
+
+        Raises:
+            subprocess.CalledProcessError: where it fails; it says why by itself.
+        """
         settings = {"runs": self.folder.parent, "name": self.folder.name, "seed_everything": self.seed}
-        settings |= {"model.seed": self.seed, "data.seed": self.seed}
+        settings |= {"model.seed": self.seed, "data.seed": self.seed, **changes}
         words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-        if run.exists():
-            words += ["--ckpt_path", str(begin_again(run, self.steps))]
         configs = [word for file in self.files for word in ("--config", str(file))]
         subprocess.run([sys.executable, "-m", "snapgen_pl", "fit", *configs, *words], check=True)
 
@@ -119,6 +125,16 @@ class TrainedRow:
             raise ValueError(
                 f"{self.folder} was not begun by what {', '.join(map(str, self.files))} declare now; move it away"
             )
+
+
+class UnsampledRow(TrainedRow):
+    """A run of which no samples are measured: it is at its end with its last step."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to train."""
+        run = Run(self.folder)
+        return run.exists() and checkpoints.step_of(checkpoints.newest(run.folder)) == self.steps
 
 
 def begin_again(run: Run, end: int) -> Path | str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from snapgen_pl.conditioning.condition import Condition
 from snapgen_pl.config_files import Value
+from snapgen_pl.data.buckets import Size
 from snapgen_pl.data.requests import Request
 from snapgen_pl.trained_run import arguments, built
 
@@ -33,8 +34,12 @@ class Draws(Protocol):
         """The condition through some of its text encoders alone."""
         ...
 
-    def sample(self, request: Request) -> Tensor:
-        """uint8 images (B, 3, H, W), moved to where the module is."""
+    def check_sides(self, name: str, *sides: int) -> None:
+        """Raises ValueError for sides of images, in pixels, that its networks do not take."""
+        ...
+
+    def sample(self, request: Request, *, size: Size | None = None) -> Tensor:
+        """uint8 images (B, 3, H, W), moved to where the module is; of its own size, or of another that it takes."""
         ...
 
 

@@ -1,6 +1,7 @@
 """The verb ``generate``: images of named classes, or of prompts, from a run, with nothing but its folder."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from torch import Tensor
 from snapgen_pl.autoencoders.with_decoder import with_decoder
 from snapgen_pl.conditioning.condition import Condition, Texts
 from snapgen_pl.config_files import Value, differences
+from snapgen_pl.data.buckets import Size
 from snapgen_pl.data.requests import Request
 from snapgen_pl.drawing import Draws, Source, drawing_module
 from snapgen_pl.errors import did_you_mean
@@ -37,6 +39,7 @@ def generate(
     steps: int | None = None,
     guidance: float | None = None,
     encoders: str | None = None,
+    size: str | None = None,
     batch_size: int = 16,
     backend: Literal["torch"] | Backend = "torch",
     decoder: str | None = None,
@@ -60,6 +63,8 @@ def generate(
         steps: the sampler's steps; by default the run's.
         guidance: the guidance scale; by default the run's.
         encoders: names of the text encoders to ask, separated by commas; by default all.
+        size: of the images, HEIGHTxWIDTH in pixels, such as 768x1344; by default the run's square. A run draws best
+            about the area that it was trained on, and other shapes where it was trained on buckets.
         batch_size: images drawn at once.
         backend: what runs the networks: torch; onnx is ONNX Runtime, on the CPU and image by image; coreml evaluates
             the packages, which shows what a phone would draw and takes long.
@@ -69,13 +74,17 @@ def generate(
         A line about what was written.
 
     Raises:
-        ValueError: for a folder that is no run, an unknown class, a damaged checkpoint, a folder of other images.
+        ValueError: for a folder that is no run, an unknown class, a size that the run does not draw, a damaged
+            checkpoint, a folder of other images.
     """
     if count < 1 or batch_size < 1:
         raise ValueError(f"--count {count} and --batch_size {batch_size} must be at least 1")
+    asked = None if size is None else _size(size, backend)
     source = _source(run, backend, decoder)
     config = _overridden(source.config, {"seed": seed, "sampler.steps": steps, "guidance.scale": guidance})
     model = drawing_module(config)
+    if asked is not None:
+        model.check_sides("--size", *asked)
     # Asked before the seconds that the weights take.
     known = source.classes() if model.takes == "label" else ()
     pictures = lay_out(_prompts(model.takes, known, classes, prompt, prompts, layout), layout, count)
@@ -84,7 +93,7 @@ def generate(
         raise ValueError("--encoders names none; name some, or leave it out for all of them")
     if kept is not None:
         model.keep(Texts(("",), {}), kept)  # says so now, if there is no such encoder
-    settings = _settings(source, config, encoders)
+    settings = _settings(source, config, encoders) | {"size": size}
     folder = Path(out)
     _begin(folder, {**settings, "layout": layout, "images": [_entry(picture) for picture in pictures]})
     missing = [picture for picture in pictures if not (folder / picture.file).exists()]
@@ -92,10 +101,10 @@ def generate(
         model.ready(source.folder, (), known)
         source.load(model)
         model.to("cuda" if torch.cuda.is_available() and backend == "torch" else "cpu")
-    size = max(1, batch_size // len(pictures[0].positions))
-    batches = [missing[start : start + size] for start in range(0, len(missing), size)]
+    at_once = max(1, batch_size // len(pictures[0].positions))
+    batches = [missing[start : start + at_once] for start in range(0, len(missing), at_once)]
     for batch in track(batches, "drawing", transient=True, disable=len(batches) < 2):
-        for picture, image_BCHW in zip(batch, _drawn(model, batch, known, kept), strict=True):
+        for picture, image_BCHW in zip(batch, _drawn(model, batch, known, kept, asked), strict=True):
             _write(picture, image_BCHW, folder, settings)
     _finish(pictures, folder, layout)
     before = f", {len(pictures) - len(missing)} files of them before" if len(missing) < len(pictures) else ""
@@ -189,8 +198,26 @@ def _begin(folder: Path, manifest: dict[str, Value]) -> None:
     write_json(manifest, path)
 
 
+def _size(text: str, backend: Literal["torch"] | Backend) -> Size:
+    """What ``--size`` means.
+
+    Raises:
+        ValueError: where it is no size, or the backend draws one alone.
+    """
+    if backend != "torch":
+        raise ValueError(f"--size {text}: what was exported draws images of one size; leave it out")
+    sides = re.fullmatch(r"(\d+)x(\d+)", text)
+    if sides is None:
+        raise ValueError(f"--size {text!r} is no size; give HEIGHTxWIDTH in pixels, such as 768x1344")
+    return Size(int(sides[1]), int(sides[2]))
+
+
 def _drawn(
-    model: Draws, pictures: Sequence[Picture], known: tuple[str, ...], encoders: Sequence[str] | None
+    model: Draws,
+    pictures: Sequence[Picture],
+    known: tuple[str, ...],
+    encoders: Sequence[str] | None,
+    size: Size | None,
 ) -> Iterator[Tensor]:
     """The images (positions, C, H, W) of each picture, drawn at once."""
     asked = [(picture.prompt.text, position) for picture in pictures for position in picture.positions]
@@ -198,7 +225,7 @@ def _drawn(
     condition: Condition = torch.tensor([known.index(text) for text in texts]) if known else Texts(texts, {})
     if encoders is not None:
         condition = model.keep(condition, encoders)
-    image_BCHW = model.sample(Request(condition, torch.tensor(positions))).cpu()
+    image_BCHW = model.sample(Request(condition, torch.tensor(positions)), size=size).cpu()
     yield from torch.split(image_BCHW, [len(picture.positions) for picture in pictures])
 
 

@@ -33,6 +33,7 @@ class Stream(IntEnum):
     RENOISE_REAL = 10
     RENOISE_FAKE = 11
     SHUFFLE = 12
+    GROUP_ORDER = 13
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> Tensor:

@@ -35,6 +35,8 @@ MAY_CHANGE = (
     "data.init_args.workers",
     # What it bears.
     "data.init_args.skip_limit",
+    # Where it began: what continues has weights of its own.
+    "model.init_args.init_from",
     # How often it looks up from its work, and what it shows then.
     "trainer.log_every_n_steps",
     "trainer.val_check_interval",

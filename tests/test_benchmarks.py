@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import decoder, latents
+from benchmarks import decoder, emoji_rope, latents
 from benchmarks.cuda import throughput
 from benchmarks.networks import SUBJECTS, Subject, feed, forward_backward, materialise
 from benchmarks.throughput import SIZES, Pipeline, largest, measure
@@ -20,6 +20,7 @@ from snapgen_pl.models.decoder import Stage as DecoderStage
 from snapgen_pl.models.denoiser import Denoiser
 from snapgen_pl.models.peers.dit import DiT
 from snapgen_pl.models.unet import Block, Stage, UNet
+from snapgen_pl.tables.records import recipe
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
@@ -136,6 +137,17 @@ def test_latents_are_loaded_and_trained_on() -> None:
     assert report.gigabytes == pytest.approx(556 * 2 * 2 * 4096 * 2 / 1e9, rel=0.02)
     assert report.training.steps == 2
     assert 0 < report.training.wait_s < report.training.step_s
+
+
+def test_the_forms_of_positions_were_recorded_by_the_files_of_today(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    recorded = json.loads(emoji_rope.RESULT.read_text())["forms"]
+    assert {form: curve["recipe"] for form, curve in recorded.items()} == {
+        form: recipe(files) for form, files in emoji_rope.FORMS.items()
+    }
+    shown = (ROOT / "README.md").read_text()
+    for curve in recorded.values():
+        assert " | ".join(f"{loss:.4f}" for loss in curve["losses"].values()) in shown
 
 
 PEAKS = """

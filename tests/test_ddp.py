@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from snapgen_pl.checkpoints import LAST, newest, step_of
-from tests import tiny_run
+from tests import bucket_run, tiny_run
 from tests.test_resume import in_own_process
 
 pytestmark = pytest.mark.slow
@@ -24,6 +24,18 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     two = tiny_run.load(tmp_path / "two" / LAST)
     assert two["images_seen"] == one["images_seen"] == 120
+    assert worst_difference(two["state_dict"], one["state_dict"]) < 1e-5
+    assert worst_difference(two["ema"]["weights"], one["ema"]["weights"]) < 1e-5
+
+
+def test_two_processes_with_buckets_train_as_one(tmp_path: Path) -> None:
+    """In many steps both have images of other sizes: one process takes them in two batches."""
+    images = bucket_run.draw_images(tmp_path / "images")
+    one = bucket_run.train(images, tmp_path / "one", 12, accumulate=2)
+    ran = in_own_process(images, tmp_path / "two", "--steps", "12", module="tests.bucket_run")
+    assert ran.returncode == 0, ran.stderr
+    two = tiny_run.load(tmp_path / "two" / LAST)
+    assert two["images_seen"] == one["images_seen"] == 96
     assert worst_difference(two["state_dict"], one["state_dict"]) < 1e-5
     assert worst_difference(two["ema"]["weights"], one["ema"]["weights"]) < 1e-5
 

@@ -11,6 +11,7 @@ from torch import nn
 import snapgen_pl
 from benchmarks.photo_decoders import save
 from snapgen_pl.__main__ import main
+from snapgen_pl.autoencoders.patch_pca import FILE as AUTOENCODER
 from snapgen_pl.models.count import count
 from snapgen_pl.models.decoder import Decoder
 from snapgen_pl.models.denoiser import Denoiser
@@ -36,11 +37,13 @@ TEXT_DELTAS = [
     file
     for folder in TEXTS
     for file in sorted(folder.glob("*.yaml"))
-    if "source" not in yaml.safe_load(file.read_text()).get("data", {}).get("init_args", {})
+    if "class_path" not in yaml.safe_load(file.read_text()).get("data", {}).get("init_args", {}).get("source", {})
 ]
 PHOTOGRAPHS = EXPERIMENTS / "photographs"
 PHOTO_DELTAS = [PHOTOGRAPHS / f"{name}.yaml" for name in ("taesd", "long", "adversarial")]
-DELTAS = [*ROWS, *PEERS, *LADDER, *SMALL_ROWS, *TEXT_DELTAS, *PHOTO_DELTAS, FID]
+ROPE = EXPERIMENTS / "emoji" / "rope"
+ROPE_DELTAS = [ROPE / "integer.yaml", ROPE / "scaled.yaml"]
+DELTAS = [*ROWS, *PEERS, *LADDER, *SMALL_ROWS, *TEXT_DELTAS, *PHOTO_DELTAS, *ROPE_DELTAS, FID]
 WHOLE = [file for file in sorted(EXPERIMENTS.rglob("*.yaml")) if file not in DELTAS]
 ENCODING = [file for file in WHOLE if file.stem.startswith("encode")]  # tests/test_encode.py, tests/test_t2i.py
 DRAWING = [file for file in WHOLE if file.parent.name == "released"]  # tests/modules/test_released.py
@@ -182,6 +185,19 @@ def test_decoders_of_photographs_train_at_small_size(tmp_path: Path) -> None:
     adversarial = trained("adversarial", "decoder", "adversarial", **path, **stages, **discriminator,
                           **{"model.init_from": str(long)})  # fmt: skip
     assert torch.load(adversarial / "last.ckpt", weights_only=True)["steps"] == {"generator": 1, "discriminator": 1}
+
+
+def test_both_forms_of_positions_go_on_in_the_same_latents(images: Path, tmp_path: Path) -> None:
+    small = {"model.denoiser.stages": SMALL_STAGES}
+    assert fit([ROPE / "32px.yaml"], images, tmp_path, small | {"name": "before"}) == 0
+    small |= {"model.init_from": str(tmp_path / "before"), "data.image_size": "64", "model.image_size": "64"}
+    for number, delta in enumerate(ROPE_DELTAS):
+        files = [ROPE / "32px.yaml", *ROPE_DELTAS[: number + 1]]
+        assert fit(files, images, tmp_path, small | {"name": delta.stem}) == 0
+        config = yaml.safe_load((tmp_path / delta.stem / "config.yaml").read_text())["model"]["init_args"]
+        assert config["denoiser"]["init_args"]["rope_size"] == (16 if delta.stem == "scaled" else None)
+        kept, before = ((tmp_path / name / AUTOENCODER).read_bytes() for name in (delta.stem, "before"))
+        assert kept == before
 
 
 @pytest.mark.parametrize("file", PEERS, ids=lambda file: file.stem)

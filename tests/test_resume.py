@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from snapgen_pl.checkpoints import LAST, PREVIOUS, is_whole, newest, step_of
-from tests import pretrain_run, tiny_run
+from tests import bucket_run, pretrain_run, tiny_run
 
 STEPS = 14
 REPOSITORY = Path(__file__).parent.parent
@@ -43,6 +43,16 @@ def test_stopping_and_resuming_changes_nothing_for_the_real_first_stage(tmp_path
     straight = pretrain_run.train(images, tmp_path / "straight", 10, accumulate=accumulate)
     pretrain_run.train(images, tmp_path / "parts", 5, accumulate=accumulate)
     resumed = pretrain_run.train(images, tmp_path / "parts", 10, resume=True, accumulate=accumulate)
+    assert straight["images_seen"] == 10 * pretrain_run.BATCH
+    assert tiny_run.differing(resumed, straight) == []
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_stopping_and_resuming_changes_nothing_with_buckets(tmp_path: Path, workers: int) -> None:
+    images = bucket_run.draw_images(tmp_path / "images")
+    straight = bucket_run.train(images, tmp_path / "straight", 10, accumulate=2)
+    bucket_run.train(images, tmp_path / "parts", 5, accumulate=2, workers=workers)
+    resumed = bucket_run.train(images, tmp_path / "parts", 10, resume=True, accumulate=2, workers=workers)
     assert straight["images_seen"] == 10 * pretrain_run.BATCH
     assert tiny_run.differing(resumed, straight) == []
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 REAL, EMOJI = EXPERIMENTS / "t2i", EXPERIMENTS / "emoji" / "t2i"
 STEP, EMOJI_STEP = EXPERIMENTS / "step", EXPERIMENTS / "emoji" / "step"
 COUNT, SIDE = 24, 32
+STAGE_SIZES = {"256": 16, "512": 32, "1024": 64}
 CONTEXT = tiny_clip.WIDTH + tiny_sd3.WIDTH_G + 4
 STAGES = [
     {"channels": 32, "down": [{"residual": False, "layers": 1}], "up": [{"layers": 0}, {"layers": 0}]},
@@ -45,7 +47,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     pixels = (rng.uniform(0, 0, torch.arange(COUNT), (3, 8, 8)) * 255).to(torch.uint8)
     for i, image in enumerate(pixels):
-        write_png(to_pil(image.repeat_interleave(4, 1).repeat_interleave(4, 2)), folder / f"{i}.png")
+        across = 4 if i % 3 else 6  # every third is oblong, for buckets
+        write_png(to_pil(image.repeat_interleave(4, 1).repeat_interleave(across, 2)), folder / f"{i}.png")
         (folder / f"{i}.txt").write_text("a photo of " + " and ".join(["cat", "dog"] * (1 + i % 3)), encoding="utf-8")
     return folder
 
@@ -96,9 +99,95 @@ def encoders(pipeline: Path) -> dict[str, Any]:
     return small
 
 
+def student(pipeline: Path) -> dict[str, Any]:
+    """What makes the student of all stages small."""
+    network = {"stages": STAGES, "middle_layers": 1, "in_channels": 4, "context_dim": CONTEXT, "head_dim": 32}
+    return {
+        "denoiser": {"init_args": network},
+        "conditioner": {"init_args": {"context_dim": CONTEXT, "encoders": encoders(pipeline)}},
+        "autoencoder": {"init_args": {"path": str(pipeline)}},
+        "compile": False,
+    }
+
+
 @pytest.fixture(scope="module")
-def distilled(photos: Path, pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs of encode, encode_texts and kd_timestep_aware, in that order."""
+def stages(photos: Path, pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The runs of 256, 512 and 1024, each at a sixteenth of its size, on images as they are; the last in buckets."""
+    folder = tmp_path_factory.mktemp("stages")
+    runs: list[Path] = []
+    for name, size in STAGE_SIZES.items():
+        model = student(pipeline) | {"image_size": size, "sampler": {"init_args": {"steps": 2}}}
+        if runs:
+            model["init_from"] = str(runs[-1])
+        else:
+            model |= {"warmup_images": 0, "optimizer": {"init_args": {"lr": 1e-2}}}
+        data = {"source": source(photos), "image_size": size, "batch_size": 4, "text_states": None}
+        if name == "1024":
+            data["buckets"] = {"image_size": size, "step": 8, "group": 4}
+        delta = {"model": {"init_args": model}, "data": {"init_args": data},
+                 "trainer": {**SMALL_TRAINER, "callbacks": []}}  # fmt: skip
+        if not runs:
+            delta["ema"] = {"ramp_up": 1.0}  # so slow that weights and average differ
+        files = list(dict.fromkeys([REAL / "256.yaml", REAL / f"{name}.yaml"]))
+        runs.append(run("fit", folder, files, delta))
+    return runs
+
+
+def test_each_stage_goes_on_from_the_averaged_weights_of_the_one_before(stages: list[Path]) -> None:
+    """Theirs is a rate that rises from 0 over more images than are seen here: what they begin with hardly moves."""
+    saved = [torch.load(folder / "last.ckpt", weights_only=True) for folder in stages]
+    for before, after in pairwise(saved):
+        assert after["global_step"] == 2
+        for name, weight in before["ema"]["weights"].items():
+            torch.testing.assert_close(after["state_dict"][name], weight, atol=1e-6, rtol=0)
+            torch.testing.assert_close(after["ema"]["weights"][name], weight, atol=1e-6, rtol=0)
+    first = saved[0]
+    assert max(float((first["state_dict"][name] - weight).abs().max())
+               for name, weight in first["ema"]["weights"].items()) > 1e-3  # fmt: skip
+    for folder, before in zip(stages[1:], stages, strict=False):
+        (start,) = json.loads((folder / "manifest.json").read_text())["starts"]
+        assert start["init_from"] == {"checkpoint": str(before / "last.ckpt"), "step": 2, "weights": "EMA"}
+
+
+def test_times_are_shifted_alike_in_training_and_sampling_at_each_size(stages: list[Path]) -> None:
+    for folder, shift in zip(stages, (1.0, 1.73, 3.0), strict=True):
+        model = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
+        assert model["timesteps"]["init_args"]["shift"] == model["sampler"]["init_args"]["shift"] == shift
+
+
+def test_all_stages_have_one_student() -> None:
+    first, taught = (yaml.safe_load((REAL / f"{name}.yaml").read_text()) for name in ("256", "kd_output"))
+    for part in ("denoiser", "conditioner", "autoencoder"):
+        assert first["model"]["init_args"][part] == taught["model"]["init_args"][part]
+    assert first["data"]["init_args"]["text_states"] == taught["data"]["init_args"]["text_states"]
+    followed = [yaml.safe_load((REAL / f"{name}.yaml").read_text()) for name in ("512", "1024", "kd_output")]
+    names = ["t2i-256", *(each["name"] for each in followed)]
+    assert [each["model"]["init_args"]["init_from"] for each in followed] == [f"runs/{name}" for name in names[:-1]]
+
+
+def test_a_run_draws_images_of_other_shapes(
+    stages: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["generate", "--run", str(stages[-1]), "--prompt", "a dog", "--count", "2", "--steps", "2", "--out"]
+    assert main([*words, str(tmp_path / "out"), "--size", "48x80"]) == 0
+    with Image.open(tmp_path / "out" / "000-a-dog-0000.png") as image:
+        assert (image.height, image.width) == (48, 80)
+        assert image.info["size"] == "48x80"
+    for size, said in {
+        "48x76": "--size 48x76 is of no multiples of 8 pixels",
+        "0x8": "--size 0x8 is of no multiples",
+        "48": "--size '48' is no size; give HEIGHTxWIDTH",
+    }.items():
+        assert main([*words, str(tmp_path / "none"), "--size", size]) == 1
+        assert said in capsys.readouterr().err.replace("\n", " ")
+    assert main([*words, str(tmp_path / "none"), "--size", "48x80", "--backend", "onnx"]) == 1
+    assert "what was exported draws images of one size" in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.fixture(scope="module")
+def distilled(photos: Path, pipeline: Path, stages: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of encode, encode_texts and kd_timestep_aware, in that order; the last begins with the last stage."""
     folder = tmp_path_factory.mktemp("runs")
     delta = {
         "model": {"init_args": {"autoencoder": {"init_args": {"path": str(pipeline)}}}},
@@ -106,9 +195,8 @@ def distilled(photos: Path, pipeline: Path, tmp_path_factory: pytest.TempPathFac
         "trainer": {"accelerator": "cpu"},
     }
     latents = run("predict", folder, [REAL / "encode.yaml"], delta) / "latents"
-    small = encoders(pipeline)
     states = {}
-    for name, encoder in small.items():
+    for name, encoder in encoders(pipeline).items():
         files = list(dict.fromkeys([REAL / "encode_clip_l.yaml", REAL / f"encode_{name}.yaml"]))
         # What the files say of an encoder stands, but for where a small one lies.
         places = {key: value for key, value in encoder["init_args"].items() if key in ("path", "dtype", "tokens")}
@@ -131,19 +219,14 @@ def distilled(photos: Path, pipeline: Path, tmp_path_factory: pytest.TempPathFac
     delta = {
         "model": {
             "init_args": {
+                **student(pipeline),
                 "image_size": SIDE,
-                "denoiser": {
-                    "init_args": {"stages": STAGES, "middle_layers": 1, "in_channels": 4, "context_dim": CONTEXT,
-                                  "head_dim": 32}
-                },
-                "conditioner": {"init_args": {"context_dim": CONTEXT, "encoders": small}},
-                "autoencoder": {"init_args": {"path": str(pipeline)}},
+                "init_from": str(stages[-1]),
                 "teacher": {"init_args": teacher},
                 "features": [
                     {"student": "up.1", "teacher": "block.2", "student_channels": 64, "teacher_channels": 16}
                 ],
                 "sampler": {"init_args": {"steps": 2}},
-                "compile": False,
             }
         },
         "data": {

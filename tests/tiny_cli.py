@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from snapgen_pl import rng
 from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
 from snapgen_pl.conditioning.condition import Condition
+from snapgen_pl.data.buckets import Size
 from snapgen_pl.data.requests import Request
 from snapgen_pl.data.source import ImageBatch, OpenSource
 from snapgen_pl.distill.loss_terms import LossTerm, LossTerms
@@ -144,8 +145,12 @@ class Tiny(L.LightningModule):
     def predict_step(self, batch: Request, batch_idx: int) -> Tensor:
         return self.sample(batch)
 
+    def check_sides(self, name: str, *sides: int) -> None:
+        if any(side != SIDE for side in sides):
+            raise ValueError(f"{name}: only {SIDE} pixels")
+
     @torch.no_grad()
-    def sample(self, request: Request) -> Tensor:
+    def sample(self, request: Request, *, size: Size | None = None) -> Tensor:
         noise = rng.normal(self.seed, rng.Stream.SAMPLER, request.position_B, (3, SIDE, SIDE))
         x = noise - sum(self.velocity(noise, request.condition) for _ in range(self.sampler.steps)) / self.sampler.steps
         return to_uint8(self.autoencoder.decode(x))

@@ -70,6 +70,17 @@ class Autoencoder(nn.Module, ABC):
         """
         return None
 
+    def take_over(self, source: Path, folder: Path) -> None:
+        """Makes a run's latents those of the run whose weights it begins with: by default, they already are.
+
+        Args:
+            source: that run's folder.
+            folder: the run's own.
+
+        Raises:
+            ValueError: where the run has other latents already.
+        """
+
     def identity(self) -> dict[str, str | int | float]:
         """What its latents depend on, for the records of caches; known once it is ready."""
         return {

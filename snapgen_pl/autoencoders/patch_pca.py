@@ -1,6 +1,7 @@
 """The embedded autoencoder: an orthogonal transform of image patches, fitted on the training images."""
 
 import math
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
+from snapgen_pl.whole_files import whole_file
 
 FILE = "autoencoder.safetensors"
 
@@ -56,6 +58,23 @@ class PatchPCA(Autoencoder):
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.state_dict(), file, {"patch": str(self.downsampling), "psnr": f"{psnr:.2f}"})
         return f"autoencoder: {self._describe()} fitted on the training images, PSNR {psnr:.2f} dB, kept in {file}"
+
+    def take_over(self, source: Path, folder: Path) -> None:
+        """Copies the transform that the other run keeps.
+
+        Raises:
+            ValueError: where the run keeps another.
+        """
+        kept, file = source / FILE, folder / FILE
+        if not kept.exists():
+            return
+        if not file.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with whole_file(file) as part:
+                shutil.copyfile(kept, part)
+        elif file.read_bytes() != kept.read_bytes():
+            raise ValueError(f"{file} makes other latents than {kept}, for which the weights to begin with were "
+                             "trained; remove it, or choose another --name")  # fmt: skip
 
     def fit(self, images: Iterable[Tensor]) -> float:
         """Fits the transform in one pass, in fp64.

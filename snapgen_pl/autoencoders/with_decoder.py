@@ -56,6 +56,10 @@ class WithDecoder(Autoencoder):
             self._weights = tensors_digest(self.decoder.state_dict())
         return "\n".join(filter(None, [line, f"decoder: {self._run.checkpoint}, averaged weights"]))
 
+    def take_over(self, source: Path, folder: Path) -> None:
+        """As the autoencoder does."""
+        self.autoencoder.take_over(source, folder)
+
     def identity(self) -> dict[str, str | int | float]:
         """The autoencoder's."""
         return self.autoencoder.identity()

@@ -7,15 +7,20 @@ from typing import Literal
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from snapgen_pl import rng
 from snapgen_pl.autoencoders.autoencoder import ROUNDING
+from snapgen_pl.data.bucketed import BucketOrder, BucketSamples, bucket_of, even_bucket_batches, joined
+from snapgen_pl.data.buckets import Buckets
 from snapgen_pl.data.conditions import Captioned, Captions, Conditions, Labels
+from snapgen_pl.data.image_sizes import image_sizes
 from snapgen_pl.data.loader import (
     BatchLoader,
     EndlessOrder,
     ImageSamples,
     LatentSamples,
+    Order,
     PositionSampler,
     ResumableLoader,
     Sample,
@@ -27,10 +32,11 @@ from snapgen_pl.data.shards import SPLITS, Split
 from snapgen_pl.data.source import Batch, ImageBatch, ImageSet, ImageSource, LatentSet, OpenSource
 from snapgen_pl.data.teacher_outputs import StoredOutputs, TeacherOutputFolder
 from snapgen_pl.data.text_states import TextStateFolder
+from snapgen_pl.modules.frozen import make_ready
 
 
 class ImageData(L.LightningDataModule):
-    """Square images of an :class:`~snapgen_pl.data.source.ImageSource` or their latents, and what to draw samples for.
+    """Images of an :class:`~snapgen_pl.data.source.ImageSource` or their latents, and what to draw samples for.
 
     Training is one endless epoch that resumes exactly, also with another number of processes or another accumulation.
     Validation goes through the held-out images in order. Prediction yields requests for samples whose labels occur as
@@ -55,6 +61,9 @@ class ImageData(L.LightningDataModule):
         seed: seeds the order of images, the flips and the requests; in [0, 2^48).
         samples: number of samples that prediction asks for.
         sample_classes: names of the classes that prediction asks for; all by default. Not with captions.
+        buckets: sizes that images are cut to by their shapes, for training and validation; squares by default. A batch
+            holds images of one size. The sizes of all images are read when the data are opened, and kept in the run's
+            folder. Whatever images are compared with samples are squares all the same. Not with latents or ``draws``.
     """
 
     def __init__(
@@ -72,6 +81,7 @@ class ImageData(L.LightningDataModule):
         seed: int = 0,
         samples: int = 64,
         sample_classes: list[str] | None = None,
+        buckets: Buckets | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -89,6 +99,13 @@ class ImageData(L.LightningDataModule):
             raise ValueError(
                 "teacher_outputs are of pinned noises and times; set data.draws to as many as they were made with"
             )
+        if buckets is not None and buckets.image_size != image_size:
+            raise ValueError(
+                f"data.image_size is {image_size}, data.buckets.image_size {buckets.image_size}; "
+                "set them to the same size"
+            )
+        if buckets is not None and draws is not None:
+            raise ValueError("draws are of squares; leave data.buckets or data.draws out")
         if seed >= 1 << 48:
             raise ValueError(f"seed must lie below 2^48, got {seed}")
         if sample_classes is not None and not sample_classes:
@@ -110,6 +127,8 @@ class ImageData(L.LightningDataModule):
         self.seed = seed
         self.samples = samples
         self.sample_classes = sample_classes
+        self.buckets = buckets
+        self._bucket_of: dict[Split, Tensor] = {}
         self._opened: OpenSource | None = None
         self._taught: TeacherOutputFolder | None = None
 
@@ -141,6 +160,8 @@ class ImageData(L.LightningDataModule):
         for name, count in (("validation images", len(self.source.validation)), ("samples", self.samples)):
             if count < self._world_size:
                 raise ValueError(f"{count} {name} do not go round {self._world_size} processes; have more of them")
+        if self.buckets is not None and not self._bucket_of:
+            self._bucket_of = self._fill(self.buckets)
         self._batches = even_batches(self.samples, micro_batch, self._rank, self._world_size)
         self._requests = self._ask()
 
@@ -185,13 +206,22 @@ class ImageData(L.LightningDataModule):
 
     def train_dataloader(self) -> Iterable[Batch]:
         """The endless stream, this process's part."""
-        order = EndlessOrder(len(self.source.train), self.seed)
+        order: Order = EndlessOrder(len(self.source.train), self.seed)
+        if self.buckets is not None:
+            order = BucketOrder(self._bucket_of["train"], self.buckets.group, self.seed)
         sampler = PositionSampler(order, self.micro_batch, self._rank, self._world_size, self.draws)
         return ResumableLoader(self._studied("train"), sampler, self.workers)
 
     def val_dataloader(self) -> BatchLoader:
-        """The held-out images in order, every world_size-th; a sample's position is its index."""
-        batches = even_batches(len(self.source.validation), self.micro_batch, self._rank, self._world_size)
+        """The held-out images in order, every world_size-th; a sample's position is its index.
+
+        With buckets, bucket by bucket; the images of one that has fewer than processes take the next size.
+        """
+        part = self.micro_batch, self._rank, self._world_size
+        if self.buckets is None:
+            batches = even_batches(len(self.source.validation), *part)
+        else:
+            batches = even_bucket_batches(self._bucket_of["validation"], *part)
         return BatchLoader(
             self._studied("validation"),
             [[Sample(index, index) for index in batch] for batch in batches],
@@ -224,7 +254,7 @@ class ImageData(L.LightningDataModule):
             yield samples.__getitems__([Sample(index, index) for index in indices])
 
     def samples_of(self, split: Split, flip_seed: int | None = None, taught: StoredOutputs | None = None) -> Samples:
-        """What loads batches of a split.
+        """What loads batches of a split; of images, squares.
 
         Args:
             split: which.
@@ -243,8 +273,26 @@ class ImageData(L.LightningDataModule):
 
     def _studied(self, split: Split) -> Samples:
         """What loads batches to train or validate on."""
-        taught = None if self._taught is None else self._taught.split(split)
-        return self.samples_of(split, self.flip_seed if split == "train" else None, taught)
+        flip_seed = self.flip_seed if split == "train" else None
+        items = self._items(split)
+        if self.buckets is not None and not isinstance(items, LatentSet):
+            return BucketSamples(items, self._conditions[split], self.buckets, self._bucket_of[split], flip_seed)
+        return self.samples_of(split, flip_seed, None if self._taught is None else self._taught.split(split))
+
+    def _fill(self, buckets: Buckets) -> dict[Split, Tensor]:
+        """The bucket of each image, by split."""
+        sizes: dict[Split, Tensor] = {}
+
+        def read(folder: Path | None) -> list[str]:
+            sizes.update(image_sizes(self.source, folder))
+            return []
+
+        if self.trainer is None:
+            read(None)
+        else:
+            make_ready(self.trainer, read)
+        found = {split: bucket_of(size_N2, buckets) for split, size_N2 in sizes.items()}
+        return found | {"validation": joined(found["validation"], self._world_size, buckets)}
 
     def conditions(self, split: Split) -> Conditions:
         """What the images of a split are asked for with."""
@@ -340,11 +388,18 @@ class ImageData(L.LightningDataModule):
                 f"batch_size is {self.batch_size}, but there are only {len(self.source.train)} training images; "
                 "set data.batch_size to at most that"
             )
+        if self.buckets is not None and self.buckets.group % self.micro_batch:
+            raise ValueError(
+                f"data.buckets.group is {self.buckets.group}, but a process takes {self.micro_batch} images at "
+                f"once, all of one size; set data.buckets.group to a multiple of {self.micro_batch}"
+            )
 
     def _check_latents(self) -> None:
         latents = self.source.train
         if not isinstance(latents, LatentSet):
             return
+        if self.buckets is not None:
+            raise ValueError("latents are of squares; leave data.buckets out, or give the source of the images")
         if latents.image_size != self.image_size:
             raise ValueError(
                 f"data.image_size is {self.image_size}, but the latents are of images of {latents.image_size} pixels; "

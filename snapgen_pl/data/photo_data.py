@@ -69,11 +69,13 @@ class PhotoData(ImageData):
         **data: as in ImageData; the source holds images.
 
     Raises:
-        ValueError: where no image fits ``multiple`` and ``largest``.
+        ValueError: where no image fits ``multiple`` and ``largest``, and for buckets.
     """
 
     def __init__(self, multiple: int = 8, largest: int = 1024, **data: Any) -> None:
         super().__init__(**data)
+        if self.buckets is not None:
+            raise ValueError(f"{type(self).__name__} crops squares; leave data.buckets out, or give an ImageData")
         if not 1 <= multiple <= largest:
             raise ValueError(f"multiple is {multiple}, largest {largest}; need 1 <= multiple <= largest")
         self.multiple, self.largest = multiple, largest
@@ -117,9 +119,11 @@ def check_images(trainer: L.Trainer, downsampling: int) -> ImageData:
             "images are needed, of a PhotoData or ImageData, and these are latents, or of another data module: "
             f"{type(data).__name__}"
         )
-    sides = {"data.image_size": data.image_size} | (
-        {"data.multiple": data.multiple} if isinstance(data, PhotoData) else {}
-    )
+    sides = {"data.image_size": data.image_size}
+    if isinstance(data, PhotoData):
+        sides["data.multiple"] = data.multiple
+    if data.buckets is not None:
+        sides["data.buckets.step"] = data.buckets.step
     for name, side in sides.items():
         if side % downsampling:
             raise ValueError(f"{name} is {side}, not a multiple of the autoencoder's {downsampling}")

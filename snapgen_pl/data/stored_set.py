@@ -6,12 +6,16 @@ from io import BytesIO
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from rich.progress import track
 from torch import Tensor
 
+from snapgen_pl.data.buckets import Size
+
 # Up to this many images, each is checked before training starts; beyond, a damaged one is found when it is loaded.
 CHECKED_UP_FRONT = 20_000
+# Orientations of EXIF in which rows are columns.
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 class StoredSet(ABC):
@@ -51,6 +55,21 @@ class StoredSet(ABC):
                 return to_rgb(image)
         except Exception as error:  # Pillow's decoders raise what they like on damaged files
             raise self._damaged(index, error) from error
+
+    def size(self, index: int) -> Size:
+        """The size of what :meth:`load` gives, from the header alone.
+
+        Raises:
+            ValueError: naming the image, where it cannot be read.
+        """
+        try:
+            with Image.open(self.encoded(index)) as image:
+                # PNG's own getexif() would decode the image, to look for what may stand behind it.
+                orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+                width, height = image.size
+        except Exception as error:  # as in load
+            raise self._damaged(index, error) from error
+        return Size(width, height) if orientation in _ON_ITS_SIDE else Size(height, width)
 
     def check(self) -> None:
         """Opens every image and checks what its format lets one check without decoding it.

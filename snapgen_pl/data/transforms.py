@@ -6,20 +6,26 @@ from PIL import Image
 from torch import Tensor
 
 from snapgen_pl import rng
+from snapgen_pl.data.buckets import Size
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """The central square, resized to ``size`` pixels as ADM does (Dhariwal and Nichol, 2021).
+    """The central square, resized to ``size`` pixels as ADM does (Dhariwal and Nichol, 2021)."""
+    return crop_to(image, Size(size, size))
 
-    Halves with a box filter while the shorter side has at least twice the pixels, resizes it bicubically (up, where
-    the image is smaller), then cuts the longer side.
+
+def crop_to(image: Image.Image, size: Size) -> Image.Image:
+    """The largest central part of a shape, resized to ``size``.
+
+    Halves with a box filter while both sides have at least twice the pixels, resizes bicubically until the image just
+    covers the size (up, where it is smaller), then cuts the side that is too long.
     """
-    while min(image.size) >= 2 * size:
+    while image.height >= 2 * size.height and image.width >= 2 * size.width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
+    scale = max(size.height / image.height, size.width / image.width)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    left, top = (image.width - size.width) // 2, (image.height - size.height) // 2
+    return image.crop((left, top, left + size.width, top + size.height))
 
 
 def crop_at(image: Image.Image, size: int, across: float, down: float) -> Image.Image:

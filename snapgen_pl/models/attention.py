@@ -19,11 +19,18 @@ class RotaryTable(tuple[Tensor, Tensor]):
     __slots__ = ()
 
 
-def _rotary_table(height: int, width: int, head_dim: int, device: torch.device) -> RotaryTable:
+def _positions(count: int, step: float | None, device: torch.device) -> Tensor:
+    position = torch.arange(count, device=device, dtype=torch.float32)
+    return position if step is None else (position - (count - 1) / 2) * step
+
+
+def _rotary_table(
+    height: int, width: int, head_dim: int, device: torch.device, step: float | None = None
+) -> RotaryTable:
     quarter = head_dim // 4
     frequency = ROPE_BASE ** (-torch.arange(quarter, device=device, dtype=torch.float32) / quarter)
-    rows = torch.arange(height, device=device, dtype=torch.float32)[:, None] * frequency
-    columns = torch.arange(width, device=device, dtype=torch.float32)[:, None] * frequency
+    rows = _positions(height, step, device)[:, None] * frequency
+    columns = _positions(width, step, device)[:, None] * frequency
     angle = torch.cat(
         (rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)),
         dim=-1,
@@ -34,16 +41,25 @@ def _rotary_table(height: int, width: int, head_dim: int, device: torch.device) 
 _cached_rotary_table = lru_cache(maxsize=32)(_rotary_table)
 
 
-def rotary_table(height: int, width: int, head_dim: int, device: torch.device) -> RotaryTable:
-    """Tables for a grid: half of each head turns with the row, half with the column, at integer positions.
+def rotary_table(
+    height: int, width: int, head_dim: int, device: torch.device, step: float | None = None
+) -> RotaryTable:
+    """Tables for a grid: half of each head turns with the row, half with the column.
+
+    Args:
+        height: of the grid.
+        width: of the grid.
+        head_dim: width of a head.
+        device: where to.
+        step: from one position to the next, the grid's centre being 0; None for the integers from 0 on.
 
     Eager calls are cached per size. A tracing compiler computes the table inside its graph, where it folds it:
     a cache filled while tracing would hold fake tensors.
     """
     if torch.compiler.is_compiling():
-        return _rotary_table(height, width, head_dim, device)
+        return _rotary_table(height, width, head_dim, device, step)
     with torch.inference_mode(False):  # a table made while validating serves training too
-        return _cached_rotary_table(height, width, head_dim, device)
+        return _cached_rotary_table(height, width, head_dim, device, step)
 
 
 def rotate(x_BNSD: Tensor, table: RotaryTable) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snapgen_pl.models.attention import TransformerLayer, rotary_table
+from snapgen_pl.models.attention import RotaryTable, TransformerLayer, rotary_table
 
 Convolution = Literal["dense", "separable"]
 GROUPS = 32
@@ -111,6 +111,8 @@ class Transformer(nn.Module):
         ffn_ratio: see TransformerLayer.
         qk_norm: see TransformerLayer.
         rope: turns self-attention's queries and keys by their positions.
+        rope_side: of the square feature map whose positions lie 1 apart; on others they are scaled, and centred, so
+            that maps of every size cover one area. None is 1 apart on all.
     """
 
     def __init__(
@@ -123,8 +125,10 @@ class Transformer(nn.Module):
         ffn_ratio: int,
         qk_norm: bool,
         rope: bool,
+        rope_side: float | None = None,
     ) -> None:
         super().__init__()
+        self.rope_side = rope_side
         self.rope_dim = head_dim if rope and self_attention else None
         self.norm = nn.GroupNorm(GROUPS, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels)
@@ -139,12 +143,19 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """``keys`` and ``values`` hold one prepared tensor a layer."""
         height, width = x_BCHW.shape[-2:]
-        table = None if self.rope_dim is None else rotary_table(height, width, self.rope_dim, x_BCHW.device)
+        table = self._rotary_table(height, width, x_BCHW.device)
         x_BSC: Tensor = self.proj_in(self.norm(x_BCHW).permute(0, 2, 3, 1).flatten(1, 2))
         for layer, key, value in zip(self.layers, keys, values, strict=True):
             x_BSC = layer(x_BSC, key, value, mask_BS, table)
         out: Tensor = self.proj_out(x_BSC).unflatten(1, (height, width)).permute(0, 3, 1, 2)
         return x_BCHW + out
+
+    def _rotary_table(self, height: int, width: int, device: torch.device) -> RotaryTable | None:
+        if self.rope_dim is None:
+            return None
+        # By the area, so that rows and columns of an oblong map keep one scale.
+        step = None if self.rope_side is None else self.rope_side / math.sqrt(height * width)
+        return rotary_table(height, width, self.rope_dim, device, step)
 
 
 class Upsample(nn.Module):

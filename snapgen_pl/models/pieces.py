@@ -54,7 +54,7 @@ def decode_in_pieces(decoder: Decoder, raw_BCHW: Tensor, pixels: int = PIXELS) -
     if pixels < 1:
         raise ValueError(f"pixels is {pixels}; a piece needs at least 1")
     side = isqrt(pixels)
-    norm, _, last = cast(tuple[nn.GroupNorm, nn.SiLU, nn.Conv2d], tuple(cast(nn.Sequential, decoder.output)))
+    norm, _, last = cast(tuple[nn.GroupNorm, nn.SiLU, nn.Conv2d], tuple(decoder.output))
     with torch.no_grad():
         x_BCHW = decoder.coarse(raw_BCHW)
         for i, stage in enumerate(decoder.stages):

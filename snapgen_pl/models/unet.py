@@ -104,6 +104,8 @@ class UNet(Denoiser):
         kv_heads: key/value heads; 1 is multi-query (paper, step f), None gives every query head its own.
         qk_norm: RMS-normalises queries and keys (paper, step f).
         rope: 2-D rotary positions in self-attention (paper, step f).
+        rope_size: side of the square latent on which rotary positions lie 1 apart; on others they are scaled, and
+            centred, so that latents of every size cover one area. None, decided here, is 1 apart on all.
         activation_checkpointing: recomputes blocks in the backward pass, for less memory and about a third more time.
 
     Raises:
@@ -124,11 +126,14 @@ class UNet(Denoiser):
         kv_heads: int | None = 1,
         qk_norm: bool = True,
         rope: bool = True,
+        rope_size: int | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         stages = list(REFERENCE) if stages is None else stages
         _check(stages, head_dim, kv_heads)
+        if rope_size is not None and not (rope and rope_size >= 1):
+            raise ValueError(f"rope_size is {rope_size}, rope {rope}; it is a side of at least 1, and needs rope: true")
         self.in_channels, self.context_dim, self.pooled_dim = in_channels, context_dim, pooled_dim
         self.activation_checkpointing = activation_checkpointing
         tapped = {f"down.{i}": i for i in range(len(stages))} | {"middle": len(stages) - 1}
@@ -145,13 +150,23 @@ class UNet(Denoiser):
         def residual_block(channels_in: int, channels_out: int) -> ResidualBlock:
             return ResidualBlock(channels_in, channels_out, embedding_dim, convolution, expansion)
 
-        def block(declared: Block, stage: Stage, channels_in: int) -> UNetBlock:
+        def block(declared: Block, level: int, channels_in: int) -> UNetBlock:
+            stage = stages[level]
             residual = residual_block(channels_in, stage.channels) if declared.residual else None
             transformer = None
             start = len(layer_heads)
             if declared.layers:
+                rope_side = None if rope_size is None else rope_size / 2**level
                 transformer = Transformer(
-                    stage.channels, declared.layers, stage.self_attention, kv_heads, head_dim, ffn_ratio, qk_norm, rope
+                    stage.channels,
+                    declared.layers,
+                    stage.self_attention,
+                    kv_heads,
+                    head_dim,
+                    ffn_ratio,
+                    qk_norm,
+                    rope,
+                    rope_side,
                 )
                 layer_heads.extend([kv_heads or stage.channels // head_dim] * declared.layers)
             return UNetBlock(residual, transformer, start)
@@ -160,10 +175,10 @@ class UNet(Denoiser):
         skips = [first.channels]
         channels = first.channels
         self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
-        for stage in stages:
+        for level, stage in enumerate(stages):
             blocks = nn.ModuleList()
             for declared in stage.down:
-                blocks.append(block(declared, stage, channels))
+                blocks.append(block(declared, level, channels))
                 channels = stage.channels
                 skips.append(channels)
             self.down.append(blocks)
@@ -171,15 +186,16 @@ class UNet(Denoiser):
                 self.downsample.append(conv3x3(convolution, channels, channels, stride=2))
                 skips.append(channels)
 
+        lowest = len(stages) - 1
         self.middle = nn.ModuleList(
-            [block(Block(layers=middle_layers), last, channels), block(Block(), last, last.channels)]
+            [block(Block(layers=middle_layers), lowest, channels), block(Block(), lowest, last.channels)]
         )
 
         self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
-        for stage in reversed(stages):
+        for level, stage in reversed(list(enumerate(stages))):
             blocks = nn.ModuleList()
             for declared in stage.up:
-                blocks.append(block(declared, stage, channels + skips.pop()))
+                blocks.append(block(declared, level, channels + skips.pop()))
                 channels = stage.channels
             self.up.append(blocks)
             if stage is not first:

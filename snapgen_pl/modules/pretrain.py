@@ -16,6 +16,7 @@ from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
 from snapgen_pl.conditioning.condition import Condition
 from snapgen_pl.conditioning.conditioner import Conditioner
 from snapgen_pl.config_files import Value
+from snapgen_pl.data.buckets import Buckets, Size
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.requests import Request
 from snapgen_pl.data.source import Batch, ImageBatch, LatentBatch
@@ -54,7 +55,7 @@ class Pretrain(Training):
         denoiser: the network; its context_dim and in_channels must match the conditioner's and the autoencoder's.
         conditioner: from labels or texts to context tokens.
         autoencoder: frozen, kept out of checkpoints.
-        image_size: side of the square images, in pixels; the data's image_size.
+        image_size: side of square images, in pixels; the data's image_size, whose buckets have about its area.
         sigma_data: wraps the denoiser in :class:`~snapgen_pl.models.preconditioned.Preconditioned`; None leaves it.
         timesteps: density of training times.
         optimizer: built over the parameters of denoiser and conditioner.
@@ -64,8 +65,9 @@ class Pretrain(Training):
         guidance: guides the sampler.
         compile: compiles the denoiser with torch.compile.
         seed: seeds timesteps, noise and the dropping of conditions.
-        init_from: folder of a run whose averaged weights denoiser and conditioner begin with; the stages follow one
-            another so. A resumed run's checkpoint takes their place; give null where that run is gone.
+        init_from: folder of a run whose averaged weights denoiser and conditioner begin with, and so their average; the
+            stages follow one another so. What the autoencoder keeps in that run's folder goes on too. A resumed run's
+            checkpoint takes their place; give null where that run is gone.
 
     Attributes:
         origin: of the weights, for records.
@@ -160,9 +162,28 @@ class Pretrain(Training):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one latent."""
-        side = self.image_size // self.autoencoder.downsampling
-        return self.autoencoder.channels, side, side
+        """(C, H, W) of one square image's latent."""
+        return self.latent_of(Size(self.image_size, self.image_size))
+
+    def latent_of(self, size: Size) -> tuple[int, int, int]:
+        """(C, H, W) of the latent of an image of a size."""
+        height, width = (side // self.autoencoder.downsampling for side in size)
+        return self.autoencoder.channels, height, width
+
+    def check_sides(self, name: str, *sides: int) -> None:
+        """Refuses images that do not divide into latents, or into the grids of the denoiser.
+
+        Args:
+            name: what the sides are of.
+            sides: in pixels.
+
+        Raises:
+            ValueError: naming what sides must be multiples of.
+        """
+        multiple = self.autoencoder.downsampling * max(self.denoiser.feature_strides.values(), default=1)
+        if any(side < 1 or side % multiple for side in sides):
+            raise ValueError(f"{name} {'x'.join(map(str, sides))} is of no multiples of {multiple} pixels, which the "
+                             "autoencoder and the denoiser take together")  # fmt: skip
 
     def setup(self, stage: str) -> None:
         """Checks the data against the model, and makes the model ready for them.
@@ -176,6 +197,8 @@ class Pretrain(Training):
             raise ValueError(
                 f"data.image_size is {data.image_size}, model.image_size {self.image_size}; set them to the same size"
             )
+        if data.buckets is not None:
+            self.check_sides("data.buckets.step", data.buckets.step)
         if data.condition != self.conditioner.takes:
             raise ValueError(
                 f"data.condition is {data.condition}, but {type(self.conditioner).__name__} takes "
@@ -187,14 +210,20 @@ class Pretrain(Training):
                 "train a Distill"
             )
         images = (batch.image_BCHW for batch in data.training_images(256))
-        make_ready(self.trainer, lambda folder: self.ready(folder, images, data.classes))
+        before = open_run(self.init_from) if stage == "fit" and self.init_from is not None else None
+
+        def ready(folder: Path) -> list[str]:
+            if before is not None:
+                self.autoencoder.take_over(before.folder, folder)
+            return self.ready(folder, images, data.classes)
+
+        make_ready(self.trainer, ready)
         data.check_autoencoder(self.autoencoder.identity())
         data.check_encoders(self.encoders())
-        if stage == "fit" and self.init_from is not None:  # a checkpoint, where there is one, comes after
-            run = open_run(self.init_from)
+        if before is not None:  # a checkpoint, where there is one, comes after
             parts = {"denoiser": self.denoiser, "conditioner": self.conditioner}
-            rank_zero_info(run.begin(parts, "denoiser, conditioner and sigma_data"))
-            self.began_from = run.weights_facts()
+            rank_zero_info(before.begin(parts, "denoiser, conditioner and sigma_data"))
+            self.began_from = before.weights_facts()
         self.autoencoder.to(self.device)
         self._validation_losses = {name: BinnedMean(VALIDATION_BINS).to(self.device) for name in self.validated}
         # Tables of conditioners are the same on all processes; DDP would send them round before every step.
@@ -222,6 +251,7 @@ class Pretrain(Training):
             assert isinstance(denoiser, Denoiser)
             shard(denoiser, others, self.device_mesh["data_parallel"])
         if self.compile_denoiser and self.denoiser._compiled_call_impl is None:
+            _allow_shapes(self._data().buckets)
             self.denoiser.compile(dynamic=False)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -303,7 +333,13 @@ class Pretrain(Training):
         return self.sample(batch)
 
     @torch.no_grad()
-    def sample(self, request: Request, sampler: Sampler | None = None, guidance: Guidance | None = None) -> Tensor:
+    def sample(
+        self,
+        request: Request,
+        sampler: Sampler | None = None,
+        guidance: Guidance | None = None,
+        size: Size | None = None,
+    ) -> Tensor:
         """Draws images from the weights as they are.
 
         Args:
@@ -311,10 +347,18 @@ class Pretrain(Training):
                 images.
             sampler: in place of the module's.
             guidance: in place of the module's.
+            size: of the images, in place of a square of the module's ``image_size``.
 
         Returns:
-            uint8 (B, 3, image_size, image_size).
+            uint8 (B, 3, H, W).
+
+        Raises:
+            ValueError: for a size that the networks do not take.
         """
+        shape = self.latent_shape
+        if size is not None:
+            self.check_sides("a size of", *size)
+            shape = self.latent_of(size)
         request = move_data_to_device(request, self.device)
         velocity = guided_velocity(
             self.denoiser,
@@ -322,14 +366,14 @@ class Pretrain(Training):
             self.conditioner.unconditional(request.condition),
             guidance or self.guidance,
         )
-        noise = initial_noise(self.seed, request.position_B, self.latent_shape)
+        noise = initial_noise(self.seed, request.position_B, shape)
         draw = sampler or self.sampler
-        final = draw(velocity, noise, step_noise(self.seed, request.position_B, self.latent_shape))
+        final = draw(velocity, noise, step_noise(self.seed, request.position_B, shape))
         return self._decoded(self.autoencoder.to(self.device).to_raw(final.float()))
 
     @torch.no_grad()
     def images_of(self, batch: Batch) -> Tensor:
-        """The images that a batch means, decoded where it holds latents: uint8 (B, 3, image_size, image_size)."""
+        """The images that a batch means, decoded where it holds latents: uint8 (B, 3, H, W)."""
         if isinstance(batch, ImageBatch):
             return batch.image_BCHW
         return self._decoded(batch.posterior.mean_BCHW.to(self.device).float())
@@ -348,7 +392,7 @@ class Pretrain(Training):
         # Latents, path and target stay in fp32: only the network runs under autocast.
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             data = self.autoencoder.to_final(self._posterior(batch).draw(seed, batch.position_B))
-            noise = rng.normal(seed, Stream.NOISE, batch.position_B, self.latent_shape)
+            noise = rng.normal(seed, Stream.NOISE, batch.position_B, tuple(data.shape[1:]))
             return sample_path(data, noise, t_B)
 
     def _data(self) -> ImageData:
@@ -356,6 +400,15 @@ class Pretrain(Training):
         if not isinstance(data, ImageData):
             raise ValueError(f"Pretrain needs an ImageData as its data, not {type(data).__name__}")
         return data
+
+
+def _allow_shapes(buckets: Buckets | None) -> None:
+    """Lets a network be compiled for every size; beyond its limit torch.compile would run it as it is, in silence."""
+    if buckets is None:
+        return
+    # Each in training and in validation, whose batches may be whole or what is left.
+    needed = 4 * len(buckets.sizes)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, needed)
 
 
 def _check_fit(denoiser: Denoiser, conditioner: Conditioner, autoencoder: Autoencoder, image_size: int) -> None:

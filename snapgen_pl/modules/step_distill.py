@@ -222,7 +222,7 @@ class StepDistill(Distill):
         return self.renoise.sample(rng.uniform(self.seed, Stream.RENOISE_TIME, batch.position_B))
 
     def _noised(self, data_BCHW: Tensor, t_B: Tensor, batch: Batch, stream: Stream) -> Tensor:
-        noise_BCHW = rng.normal(self.seed, stream, batch.position_B, self.latent_shape)
+        noise_BCHW = rng.normal(self.seed, stream, batch.position_B, tuple(data_BCHW.shape[1:]))
         return sample_path(data_BCHW, noise_BCHW, t_B).x_BCHW
 
 

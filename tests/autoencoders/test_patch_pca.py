@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from snapgen_pl.autoencoders.patch_pca import PatchPCA
+from snapgen_pl.autoencoders.patch_pca import FILE, PatchPCA
 from snapgen_pl.images import from_uint8, to_uint8
 
 
@@ -84,3 +84,16 @@ def test_what_cannot_work_is_refused() -> None:
         fitted().encode(torch.zeros(1, 3, 18, 16))
     with pytest.raises(ValueError, match="0 patches cannot fit"):
         PatchPCA(4, 8).fit([])
+
+
+def test_a_run_goes_on_in_the_latents_of_the_run_that_it_begins_with(tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    PatchPCA(4, 8).ready(before, images().split(16))
+    autoencoder = PatchPCA(4, 8)
+    autoencoder.take_over(before, after)
+    autoencoder.ready(after, iter(()))  # not fitted anew
+    assert (after / FILE).read_bytes() == (before / FILE).read_bytes()
+    autoencoder.take_over(before, after)  # again, as when the command is given again
+    PatchPCA(4, 8).ready(tmp_path / "other", images(size=32).split(16))
+    with pytest.raises(ValueError, match=r"makes other latents than .* choose another --name"):
+        autoencoder.take_over(tmp_path / "other", after)

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from snapgen_pl.autoencoders.autoencoder import Posterior
+from snapgen_pl.data.buckets import Buckets
 from snapgen_pl.data.conditions import Captioned, Labels
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.latents import FORMAT, LatentFacts, Latents, ShardSet, latent_tensors
@@ -228,6 +229,8 @@ def test_settings_that_do_not_fit_the_latents_are_refused(tmp_path: Path, shards
     single = write(tmp_path / "single", FACTS._replace(flips=1))
     with pytest.raises(ValueError, match=r"flip is true, but no mirror images were encoded"):
         ImageData(Latents(str(single)), image_size=16, batch_size=4, flip=True).setup("fit")
+    with pytest.raises(ValueError, match=r"latents are of squares; leave data\.buckets out"):
+        ImageData(Latents(str(shards)), image_size=16, batch_size=4, buckets=Buckets(16, 8)).setup("fit")
     data = ImageData(Latents(str(shards)), image_size=16, batch_size=4)
     data.setup("fit")
     with pytest.raises(ValueError, match="no autoencoder can be fitted"):

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from snapgen_pl.data.buckets import Buckets
 from snapgen_pl.data.image_folder import ImageFolder
 from snapgen_pl.data.photo_data import PhotoData
 from snapgen_pl.data.source import ImageBatch
@@ -78,6 +79,11 @@ def test_a_small_photograph_is_enlarged_to_train_on_and_refused_as_a_held_out_on
     data = opened(photos, multiple=40)
     with pytest.raises(ValueError, match="45 x 38 pixels, less than 40 along a side"):
         next(iter(data.val_dataloader()))
+
+
+def test_buckets_are_refused(photos: Path) -> None:
+    with pytest.raises(ValueError, match=r"PhotoData crops squares; leave data\.buckets out"):
+        opened(photos, buckets=Buckets(SIDE, 8))
 
 
 def test_sizes_that_no_image_fits_are_refused(photos: Path) -> None:

@@ -42,6 +42,21 @@ def test_rows_and_columns_turn_different_halves() -> None:
     torch.testing.assert_close(angle[2, 0, :4], 2 * 10_000.0 ** (-torch.arange(4) / 4))
 
 
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(2, 4))
+def test_scaled_positions_lie_around_those_of_the_coarser_grid(height: int, width: int, factor: int) -> None:
+    """A cell's position is the mean of those that it is divided into; the first frequency turns by it alone."""
+
+    def positions(height: int, width: int, step: float) -> torch.Tensor:
+        cos, sin = rotary_table(height, width, 16, CPU, step)
+        return torch.atan2(sin, cos)[:, ::4].view(height, width, 2)
+
+    step = 0.2  # no angle reaches pi
+    fine = positions(factor * height, factor * width, step / factor)
+    cells = fine.unfold(0, factor, factor).unfold(1, factor, factor).mean(dim=(-1, -2))
+    torch.testing.assert_close(cells, positions(height, width, step))
+    torch.testing.assert_close(fine, -fine.flip(0, 1))  # around the centre
+
+
 def test_tables_are_computed_once_a_size() -> None:
     assert rotary_table(5, 6, 16, CPU)[0] is rotary_table(5, 6, 16, CPU)[0]
 

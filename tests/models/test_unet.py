@@ -109,6 +109,42 @@ def test_stages_that_do_not_fit_are_refused(stages: list[Stage], message: str) -
         UNet(stages=stages, head_dim=32)
 
 
+def grids(rope_size: int | None, height: int, width: int) -> Tensor:
+    _, t, conditioning = inputs()
+    torch.manual_seed(2)
+    velocity: Tensor = small_unet(rope_size=rope_size)(torch.randn(2, 4, height, width), t, conditioning).velocity_BCHW
+    return velocity
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (4, 16), (16, 4)])
+def test_scaled_positions_are_integers_on_latents_of_the_size_they_are_scaled_to(height: int, width: int) -> None:
+    torch.testing.assert_close(grids(8, height, width), grids(None, height, width))
+
+
+def test_scaled_positions_are_others_on_other_latents() -> None:
+    assert not torch.allclose(grids(8, 16, 16), grids(None, 16, 16), atol=1e-4)
+    # Twice the latent at twice the size to scale to has equal steps.
+    torch.testing.assert_close(grids(16, 16, 16), grids(None, 16, 16))
+
+
+@pytest.mark.parametrize("options", [{"rope": False, "rope_size": 8}, {"rope_size": 0}])
+def test_a_size_to_scale_to_needs_positions(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"rope_size is \d, rope (True|False)"):
+        small_unet(**options)
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 14), (22, 2)])
+def test_oblong_latents_train(height: int, width: int) -> None:
+    """With odd grids in the lower stage, 3x7 and 11x1."""
+    net, (_, t, conditioning) = small_unet(), inputs()
+    x = torch.randn(2, 4, height, width)
+    output = net(x, t, conditioning, features=net.feature_names)
+    assert output.velocity_BCHW.shape == x.shape
+    assert output.features[1].shape[2:] == (height // 2, width // 2)
+    output.velocity_BCHW.square().mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in net.parameters())
+
+
 def test_a_pooled_vector_must_be_expected_and_given() -> None:
     x, t, conditioning = inputs()
     with pytest.raises(ValueError, match="pooled vector given: True, taken by this UNet: False"):

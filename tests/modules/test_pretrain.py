@@ -7,6 +7,7 @@ import torch
 from snapgen_pl.autoencoders.autoencoder import Posterior
 from snapgen_pl.autoencoders.patch_pca import PatchPCA
 from snapgen_pl.conditioning.class_tokens import ClassTokens
+from snapgen_pl.data.buckets import Buckets
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.image_folder import ImageFolder
 from snapgen_pl.data.requests import Request
@@ -14,7 +15,7 @@ from snapgen_pl.data.source import ImageBatch, LatentBatch
 from snapgen_pl.images import to_uint8
 from snapgen_pl.modules.pretrain import Pretrain
 from snapgen_pl.modules.training import rate
-from tests import pretrain_run, sample_run
+from tests import bucket_run, pretrain_run, sample_run, tiny_run
 from tests.distilled_run import Distilled
 from tests.golden_values import check_golden
 
@@ -162,3 +163,9 @@ def test_latents_are_decoded_in_the_autoencoders_own_precision(images: Path, tmp
     expected = to_uint8(module.autoencoder.decode(mean_BCHW.half().float()))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(module.images_of(batch), expected)
+
+
+def test_buckets_that_the_networks_do_not_divide_are_refused_at_once(tmp_path: Path) -> None:
+    data = bucket_run.image_data(bucket_run.draw_images(tmp_path / "images"), buckets=Buckets(16, 4, group=8))
+    with pytest.raises(ValueError, match=r"data\.buckets\.step 4 is of no multiples of 8 pixels"):
+        tiny_run.trainer_for(tmp_path, 1).fit(pretrain_run.pretrain(classes=3), datamodule=data)

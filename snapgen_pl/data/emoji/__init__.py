@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from snapgen_pl.data.buckets import Size
 from snapgen_pl.data.emoji.vendored import CONCEPTS_FILE, FOLDER, STYLES, Concept, Style, Vendored, sheet_name
 from snapgen_pl.data.source import ImageSource, OpenSource
 from snapgen_pl.data.split import held_out
@@ -39,6 +40,10 @@ class EmojiSet:
     def load(self, index: int) -> Image.Image:
         """The image, 64 x 64 RGB."""
         return Image.fromarray(self.image_BHWC[index].numpy())
+
+    def size(self, index: int) -> Size:
+        """That of every image."""
+        return Size(*self.image_BHWC.shape[1:3])
 
     def caption(self, index: int) -> str:
         """A sentence for the image, such as "a grinning face, noto style"."""
