@@ -38,6 +38,9 @@ TRAINER_VERBS = {
 FUNCTION_VERBS = {
     "generate": Verb("snapgen_pl.generate:generate", "draw images of classes or prompts from a run, as PNG files"),
     "export": Verb("snapgen_pl.export.verbs:export", "write a run's networks as ONNX files and Core ML packages"),
+    "export diffusers": Verb(
+        "snapgen_pl.pipeline.export:export", "write a run as a pipeline of diffusers, with a card"
+    ),
     "export verify": Verb("snapgen_pl.export.verbs:verify", "evaluate a Core ML package and check it", positional=True),
     "report": Verb("snapgen_pl.metrics.stored_images:report", "measure drawn images on disk: FID and its like"),
     "reference": Verb("snapgen_pl.metrics.stored_images:reference", "make the reference that reports compare with"),
@@ -117,7 +120,7 @@ def _fail(verb: str, error: Exception) -> int:
 
 def _help() -> str:
     summaries = TRAINER_VERBS | {name: verb.summary for name, verb in FUNCTION_VERBS.items()}
-    verbs = "\n".join(f"  {name:<13} {summary}" for name, summary in summaries.items())
+    verbs = "\n".join(f"  {name:<16} {summary}" for name, summary in summaries.items())
     return f"""usage: {PROG} VERB ...
 
 {verbs}

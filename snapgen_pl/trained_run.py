@@ -16,6 +16,7 @@ from snapgen_pl.errors import ShortErrors, UsageError
 from snapgen_pl.runs import Run
 
 MANIFEST = "manifest.json"
+PIPELINE = "model_index.json"  # tells a pipeline of diffusers from a run
 
 
 class TrainedRun(NamedTuple):
@@ -82,33 +83,10 @@ class TrainedRun(NamedTuple):
             ValueError: where they do not fit it.
         """
         try:
-            self._fill(module)
+            fill_parts(module, self.weights())
         except RuntimeError as error:
             raise ValueError(f"{self.checkpoint} does not fit the run's config.yaml: {error}") from error
         module.eval()
-
-    def begin(self, parts: Mapping[str, nn.Module], declared: str) -> str:
-        """Puts the averaged weights in a module's parts, by their names there, and says so in a line for the user.
-
-        Args:
-            parts: that begin with the weights.
-            declared: what declares them, for the error.
-
-        Raises:
-            ValueError: where the run's parts are not these.
-        """
-        try:
-            self._fill(nn.ModuleDict(dict(parts)))
-        except RuntimeError as error:
-            raise ValueError(
-                f"init_from {self.folder}: its networks are not those of this run; declare {declared} as "
-                f"{self.folder / 'config.yaml'} does. {error}"
-            ) from error
-        return f"weights begin with the averaged ones of {self.checkpoint}"
-
-    def _fill(self, module: nn.Module) -> None:
-        parts = {name for name, _ in module.named_children()}
-        module.load_state_dict({name: weight for name, weight in self.weights().items() if name.split(".")[0] in parts})
 
     def build(self, purpose: str, **bases: type) -> Namespace:
         """Builds parts of its module, without their weights.
@@ -142,6 +120,16 @@ class TrainedRun(NamedTuple):
             return tuple(json.loads(manifest.read_text(encoding="utf-8"))["starts"][-1]["data"]["classes"])
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{manifest} does not say what classes the run was trained on; put it back") from error
+
+
+def fill_parts(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Puts weights in those parts of a module that they are called after.
+
+    Raises:
+        RuntimeError: where a part's weights are missing, foreign or misshapen.
+    """
+    parts = {name for name, _ in module.named_children()}
+    module.load_state_dict({name: weight for name, weight in weights.items() if name.split(".")[0] in parts})
 
 
 def open_run(path: str) -> TrainedRun:

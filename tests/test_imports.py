@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PURE = ("models", "flow", "distill", "metrics", "conditioning", "autoencoders", "released", "tables", "export")
+PURE = (
+    "models",
+    "flow",
+    "distill",
+    "metrics",
+    "conditioning",
+    "autoencoders",
+    "released",
+    "tables",
+    "export",
+    "pipeline",
+)
 COMPOSITION_ROOT = ROOT / "snapgen_pl" / "cli.py"
 UNPICKLER = ROOT / "snapgen_pl" / "metrics" / "array_pickle.py"
 

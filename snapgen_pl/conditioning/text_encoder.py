@@ -144,6 +144,11 @@ class TextEncoder(ABC):
                     torch.nn.Module.to(self._loaded[1], device)
         return self
 
+    def hold(self, tokenizer: "PreTrainedTokenizerBase", network: "PreTrainedModel") -> None:
+        """Encodes through these, which others have loaded, instead of reading its own files."""
+        frozen = torch.nn.Module.eval(network).requires_grad_(False)
+        self._loaded, self._device = (tokenizer, frozen), network.device
+
     def encode(self, texts: Sequence[str]) -> TextStates:
         """Texts -> the network's states of them, on its device.
 

@@ -71,19 +71,28 @@ class Sampler(ABC):
         """
         x_BCHW = noise_BCHW.to(torch.promote_types(noise_BCHW.dtype, torch.float32))
         for step, (t, t_next) in enumerate(pairwise(self.times())):
-            x_BCHW = self._step(velocity, x_BCHW, t, t_next, partial(step_noise, step))
+            x_BCHW = self.step(velocity, x_BCHW, t, t_next, partial(step_noise, step))
         return x_BCHW
 
     @abstractmethod
-    def _step(self, velocity: VelocityFn, x: Tensor, t: float, t_next: float, draw: Callable[[], Tensor]) -> Tensor:
-        """The state at t_next < t; ``draw`` gives this step's noise."""
+    def step(self, velocity: VelocityFn, x: Tensor, t: float, t_next: float, draw: Callable[[], Tensor]) -> Tensor:
+        """The state at t_next < t.
+
+        Args:
+            velocity: v(x, t), asked as often as the rule needs.
+            x: the state at t.
+            t: a time of :meth:`times`.
+            t_next: the one after it.
+            draw: gives this step's noise.
+        """
 
 
 @dataclass(frozen=True)
 class Euler(Sampler):
     """First order: follow the tangent. Exact in one step where the flow's lines are straight."""
 
-    def _step(self, velocity: VelocityFn, x: Tensor, t: float, t_next: float, draw: Callable[[], Tensor]) -> Tensor:
+    def step(self, velocity: VelocityFn, x: Tensor, t: float, t_next: float, draw: Callable[[], Tensor]) -> Tensor:
+        """See Sampler.step."""
         return x + (t_next - t) * velocity(x, t)
 
 
@@ -99,7 +108,8 @@ class Heun(Sampler):
         """Two a step, but one in the last."""
         return 2 * self.steps - 1
 
-    def _step(self, velocity: VelocityFn, x: Tensor, t: float, t_next: float, draw: Callable[[], Tensor]) -> Tensor:
+    def step(self, velocity: VelocityFn, x: Tensor, t: float, t_next: float, draw: Callable[[], Tensor]) -> Tensor:
+        """See Sampler.step."""
         h = t_next - t
         v = velocity(x, t)
         euler = x + h * v
@@ -114,7 +124,8 @@ class Renoising(Sampler):
     (Song et al., 2023, "multistep consistency sampling"). The last guess is the sample.
     """
 
-    def _step(self, velocity: VelocityFn, x: Tensor, t: float, t_next: float, draw: Callable[[], Tensor]) -> Tensor:
+    def step(self, velocity: VelocityFn, x: Tensor, t: float, t_next: float, draw: Callable[[], Tensor]) -> Tensor:
+        """See Sampler.step."""
         data = x - t * velocity(x, t)  # The data end of the line, as in path.data_from_velocity.
         return data if t_next == 0 else (1 - t_next) * data + t_next * draw()
 
@@ -151,7 +162,8 @@ class SDE(Sampler):
         grid = [1 - step / (self.steps - 1) * (1 - last) for step in range(self.steps)]
         return [*(shift_time(t, self.shift) for t in grid), 0.0]
 
-    def _step(self, velocity: VelocityFn, x: Tensor, t: float, t_next: float, draw: Callable[[], Tensor]) -> Tensor:
+    def step(self, velocity: VelocityFn, x: Tensor, t: float, t_next: float, draw: Callable[[], Tensor]) -> Tensor:
+        """See Sampler.step."""
         h = t - t_next
         v = velocity(x, t)
         if t_next == 0 and self.last == "data":

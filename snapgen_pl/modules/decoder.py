@@ -25,7 +25,7 @@ from snapgen_pl.modules.frozen import Frozen, make_ready
 from snapgen_pl.modules.reconstruction_means import ReconstructionMeans
 from snapgen_pl.modules.training import Training, TrainingStep
 from snapgen_pl.modules.turns import Turns, discriminator_loss
-from snapgen_pl.trained_run import open_run
+from snapgen_pl.starting_weights import begin, open_weights
 
 DELTA, MOST = 1e-4, 1e4  # of the adaptive weight, latent diffusion's
 
@@ -152,9 +152,9 @@ class TrainDecoder(Training):
         self.reconstruction.ready(self.device)
         self._means.ready(self.device, len(data.source.validation))
         if stage == "fit" and self.init_from is not None:  # a checkpoint, where there is one, comes after
-            run = open_run(self.init_from)
-            rank_zero_info(run.begin({"decoder": self.decoder}, "decoder"))
-            self.began_from = run.weights_facts()
+            weights = open_weights(self.init_from)
+            rank_zero_info(begin(weights, {"decoder": self.decoder}, "decoder"))
+            self.began_from = weights.weights_facts()
 
     def configure_optimizers(self) -> Any:
         """The decoder's and the discriminator's, with one schedule: by the images that the decoder has seen."""

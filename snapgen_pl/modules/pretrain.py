@@ -38,7 +38,7 @@ from snapgen_pl.models.preconditioned import preconditioned
 from snapgen_pl.modules.frozen import Frozen, make_ready
 from snapgen_pl.modules.training import Training, TrainingStep
 from snapgen_pl.rng import Stream
-from snapgen_pl.trained_run import open_run
+from snapgen_pl.starting_weights import begin, open_weights
 
 VALIDATION_SEED = 0  # not the run's: validation losses compare across runs
 VALIDATION_BINS = 10
@@ -65,9 +65,9 @@ class Pretrain(Training):
         guidance: guides the sampler.
         compile: compiles the denoiser with torch.compile.
         seed: seeds timesteps, noise and the dropping of conditions.
-        init_from: folder of a run whose averaged weights denoiser and conditioner begin with, and so their average; the
-            stages follow one another so. What the autoencoder keeps in that run's folder goes on too. A resumed run's
-            checkpoint takes their place; give null where that run is gone.
+        init_from: folder of a run, or of a pipeline of diffusers, whose averaged weights denoiser and conditioner begin
+            with, and so their average; the stages follow one another so. What the autoencoder keeps in a run's folder
+            goes on too. A resumed run's checkpoint takes their place; give null where that folder is gone.
 
     Attributes:
         origin: of the weights, for records.
@@ -210,7 +210,7 @@ class Pretrain(Training):
                 "train a Distill"
             )
         images = (batch.image_BCHW for batch in data.training_images(256))
-        before = open_run(self.init_from) if stage == "fit" and self.init_from is not None else None
+        before = open_weights(self.init_from) if stage == "fit" and self.init_from is not None else None
 
         def ready(folder: Path) -> list[str]:
             if before is not None:
@@ -222,7 +222,7 @@ class Pretrain(Training):
         data.check_encoders(self.encoders())
         if before is not None:  # a checkpoint, where there is one, comes after
             parts = {"denoiser": self.denoiser, "conditioner": self.conditioner}
-            rank_zero_info(before.begin(parts, "denoiser, conditioner and sigma_data"))
+            rank_zero_info(begin(before, parts, "denoiser, conditioner and sigma_data"))
             self.began_from = before.weights_facts()
         self.autoencoder.to(self.device)
         self._validation_losses = {name: BinnedMean(VALIDATION_BINS).to(self.device) for name in self.validated}

@@ -1,0 +1,50 @@
+"""Classes that a file names, built without importing what is not trusted: such files come from anywhere."""
+
+import re
+import sys
+from collections.abc import Iterator
+from typing import TypeVar
+
+from snapgen_pl.config_files import Value
+from snapgen_pl.errors import UsageError
+from snapgen_pl.trained_run import built
+
+PACKAGE = "snapgen_pl"
+_DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+
+P = TypeVar("P")
+
+
+def build(kind: type[P], config: Value) -> P:
+    """An object of a class with its arguments, as a run's config.yaml has them.
+
+    Args:
+        kind: what its class has to be a subclass of.
+        config: class_path and init_args.
+
+    Raises:
+        ValueError: for a class of neither this package nor a module that is imported already, and for one that is no
+            ``kind`` or does not take the arguments.
+    """
+    for path in _class_paths(config):
+        # To import a module runs it.
+        if path.partition(".")[0] != PACKAGE and path.rpartition(".")[0] not in sys.modules:
+            raise ValueError(f"the file names {path}, which is not of {PACKAGE}; import it first, if you trust it")
+    try:
+        part: P = built({"part": config}, part=kind).part
+    except UsageError as error:
+        raise ValueError(f"the file makes no {kind.__name__}: {error.key}: {error}") from error
+    return part
+
+
+def _class_paths(value: Value) -> Iterator[str]:
+    """Whatever may be read as the path of a class, for it need not stand under class_path."""
+    if isinstance(value, str) and _DOTTED.fullmatch(value):
+        yield value
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            if key != "path":  # of files, given to classes that take it as it is
+                yield from _class_paths(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _class_paths(each)
