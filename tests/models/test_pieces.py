@@ -34,6 +34,16 @@ def test_in_single_precision_they_are_as_near_to_the_exact_image() -> None:
     assert (pieces_BCHW - exact_BCHW).abs().max() < 3 * rounding
 
 
+def test_in_half_precision_they_are_as_near_to_the_exact_image() -> None:
+    net, raw_BCHW = small_decoder(), torch.randn(2, 4, 16, 16)
+    with torch.no_grad():
+        exact_BCHW = net(raw_BCHW)
+        whole_BCHW = net.bfloat16()(raw_BCHW.bfloat16())
+    pieces_BCHW = decode_in_pieces(net, raw_BCHW.bfloat16(), 200)
+    assert pieces_BCHW.dtype == torch.bfloat16
+    assert 0 < (pieces_BCHW - exact_BCHW).norm() < 1.5 * (whole_BCHW - exact_BCHW).norm()
+
+
 def test_maps_are_bounded_by_the_pieces_and_none_is_doubled_before_its_convolution() -> None:
     net, sizes = small_decoder(), set[tuple[int, ...]]()
 
@@ -59,7 +69,7 @@ def test_doubling_before_a_convolution_is_one_transposed_convolution(convolution
     torch.testing.assert_close(doubled(layer, x_BCHW), layer(x_BCHW))
 
 
-def test_drawing_on_a_cpu_is_in_pieces_unless_gradients_norms_or_a_graph_ask_for_the_whole() -> None:
+def test_drawing_on_a_cpu_is_in_pieces_unless_gradients_norms_or_precision_ask_for_the_whole() -> None:
     net, raw_BCHW = small_decoder(), torch.randn(1, 4, 3, 3)
     called: list[nn.Module] = []
     for each in (net, normalised := small_decoder(stages=[Stage(32, 1), Stage(32, 1, norm=True)])):
@@ -68,8 +78,12 @@ def test_drawing_on_a_cpu_is_in_pieces_unless_gradients_norms_or_a_graph_ask_for
         decode_for_drawing(net, raw_BCHW)
         assert called == []
         decode_for_drawing(normalised, raw_BCHW)
+        with torch.autocast("cpu"):
+            decode_for_drawing(net, raw_BCHW)
     assert decode_for_drawing(net, raw_BCHW).requires_grad
-    assert called == [normalised, net]
+    with torch.no_grad():
+        decode_for_drawing(net.bfloat16(), raw_BCHW.bfloat16())
+    assert called == [normalised, net, net, net]
 
 
 def test_an_exported_graph_is_that_of_the_decoder() -> None:
