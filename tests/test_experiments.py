@@ -41,6 +41,7 @@ TEXT_DELTAS = [
 ]
 PHOTOGRAPHS = EXPERIMENTS / "photographs"
 PHOTO_DELTAS = [PHOTOGRAPHS / f"{name}.yaml" for name in ("taesd", "long", "adversarial")]
+PHOTO_DELTAS += sorted((PHOTOGRAPHS / "small").rglob("*.yaml"))
 ROPE = EXPERIMENTS / "emoji" / "rope"
 ROPE_DELTAS = [ROPE / "integer.yaml", ROPE / "scaled.yaml"]
 DELTAS = [*ROWS, *PEERS, *LADDER, *SMALL_ROWS, *TEXT_DELTAS, *PHOTO_DELTAS, *ROPE_DELTAS, FID]

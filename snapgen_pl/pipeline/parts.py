@@ -187,6 +187,9 @@ def _placed(network: dict[str, Any], folder: str | None) -> dict[str, Any]:
     encoders = arguments(placed).get("encoders")
     assert encoders is None or isinstance(encoders, dict), encoders
     for (_, encoder), place, tokenizer in zip((encoders or {}).items(), TEXT_ENCODERS, TOKENIZERS, strict=False):
+        assert isinstance(encoder, dict), encoder
+        # The embedded one takes no path: what is in the folder has one.
+        encoder["class_path"] = str(encoder["class_path"]).replace(".MiniLM", ".PlacedMiniLM")
         found = arguments(encoder)
         found |= {"path": folder, "subfolder": place, "tokenizer_subfolder": tokenizer}
         if folder is None:
