@@ -29,7 +29,7 @@ from snapgen_pl.metrics.reconstruction import reconstruction
 from snapgen_pl.modules.autoencoder import save
 from snapgen_pl.png import to_pil, write_png
 from snapgen_pl.tables.decoder import SIZES
-from snapgen_pl.tables.decoder_records import ADVERSARIAL, FULL, LONG, OWN, ROWS, SMALL, TAESD, DecoderRecord, Scale
+from snapgen_pl.tables.decoder_records import ADVERSARIAL, FULL, LONG, OWN, ROWS, SMALL, DecoderRecord, Scale
 from snapgen_pl.trained_run import MANIFEST, open_run
 
 SCALES = {"full": FULL, "small": SMALL}
@@ -37,7 +37,7 @@ PHOTOGRAPHS = Path("photographs/images")
 # Of these held-out photographs, squares of 512 px, so many pixels around their centre are shown.
 SHOWN = ("lomiri-wallpapers-16.04-life", "lomiri-wallpapers-16.04-friends", "lomiri-wallpapers-16.04-Picture_1A")
 SHOWN_SIZE, SHOWN_PIXELS = 512, 256
-SHOWN_ROWS = (OWN, "snapgen", LONG, ADVERSARIAL, TAESD)
+SHOWN_ROWS = (OWN, "snapgen", LONG, ADVERSARIAL)
 
 Decode = Callable[[Tensor], Tensor]
 
