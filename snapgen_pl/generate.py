@@ -95,12 +95,15 @@ def generate(
         model.keep(Texts(("",), {}), kept)  # says so now, if there is no such encoder
     settings = _settings(source, config, encoders) | {"size": size}
     folder = Path(out)
-    _begin(folder, {**settings, "layout": layout, "images": [_entry(picture) for picture in pictures]})
+    manifest = {**settings, "layout": layout, "images": [_entry(picture) for picture in pictures]}
+    _check(folder, manifest)
     missing = [picture for picture in pictures if not (folder / picture.file).exists()]
     if missing:
         model.ready(source.folder, (), known)
         source.load(model)
         model.to("cuda" if torch.cuda.is_available() and backend == "torch" else "cpu")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(manifest, folder / MANIFEST)
     at_once = max(1, batch_size // len(pictures[0].positions))
     batches = [missing[start : start + at_once] for start in range(0, len(missing), at_once)]
     for batch in track(batches, "drawing", transient=True, disable=len(batches) < 2):
@@ -181,12 +184,8 @@ def _entry(picture: Picture) -> dict[str, Value]:
     return {"file": picture.file, "prompt": picture.prompt.text, "positions": list(picture.positions)}
 
 
-def _begin(folder: Path, manifest: dict[str, Value]) -> None:
-    """Makes the folder one of these images.
-
-    Raises:
-        ValueError: where it holds something else.
-    """
+def _check(folder: Path, manifest: dict[str, Value]) -> None:
+    """Raises ValueError where the folder holds something else than these images."""
     path = folder / MANIFEST
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if "images" not in before and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -194,8 +193,6 @@ def _begin(folder: Path, manifest: dict[str, Value]) -> None:
     if before and (changed := differences(before, manifest)):
         listed = ", ".join(change.key for change in changed[:3])
         raise ValueError(f"--out {folder} holds images of another command ({listed} differ); choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(manifest, path)
 
 
 def _size(text: str, backend: Literal["torch"] | Backend) -> Size:

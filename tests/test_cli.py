@@ -343,6 +343,18 @@ def test_generate_refuses_what_it_cannot_draw(
     assert not (tmp_path / "out").exists()
 
 
+def test_generate_writes_nothing_where_the_weights_are_another_networks(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copied(trained, tmp_path)
+    checkpoint = torch.load(run / "last.ckpt")
+    del checkpoint["ema"]["weights"]["conditioner.weight"], checkpoint["state_dict"]["conditioner.weight"]
+    torch.save(checkpoint, run / "last.ckpt")
+    words = ("generate", "--run", str(run), "--classes", "dog", "--out", str(tmp_path / "out"))
+    assert "conditioner.weight" in fails(capsys, 1, *words)
+    assert not (tmp_path / "out").exists()
+
+
 def test_generate_writes_over_nothing(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("generate", "--run", str(trained), "--classes", CLASSES[0], "--out", str(trained))
     assert "is not an empty folder" in fails(capsys, 1, *words)
