@@ -95,7 +95,7 @@ def generate(
         model.keep(Texts(("",), {}), kept)  # says so now, if there is no such encoder
     settings = _settings(source, config, encoders) | {"size": size}
     folder = Path(out)
-    manifest = {**settings, "layout": layout, "images": [_entry(picture) for picture in pictures]}
+    manifest: dict[str, Value] = {**settings, "layout": layout, "images": [_entry(picture) for picture in pictures]}
     _check(folder, manifest)
     missing = [picture for picture in pictures if not (folder / picture.file).exists()]
     if missing:
