@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from snapgen_pl.metrics.clip import CLIP
-from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, SampleMetric, Score
+from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, RequestMetric, Score
 
 
-class CLIPScore(SampleMetric):
+class CLIPScore(RequestMetric):
     """``clip_score``: the mean cosine of CLIP's vectors of an image and of its text, and its deviation over images.
 
     It is a cosine, as in SnapGen's table (0.332), neither times 100 nor cut off at 0. Which CLIP and which prompts that
@@ -20,8 +20,6 @@ class CLIPScore(SampleMetric):
         path: CLIP's folder, or its name on the Hugging Face hub, such as openai/clip-vit-large-patch14.
     """
 
-    needs_requests = True
-
     def __init__(self, path: str) -> None:
         self.path = path
         self._clip: CLIP | None = None
@@ -30,16 +28,6 @@ class CLIPScore(SampleMetric):
     def network(self) -> str:
         """See the class."""
         return "clip"
-
-    @property
-    def least_images(self) -> int:
-        """Any set will do."""
-        return 1
-
-    @property
-    def brings_reference(self) -> bool:
-        """The texts."""
-        return True
 
     def protocol(self) -> Facts:
         """Weights and convention."""
@@ -58,9 +46,6 @@ class CLIPScore(SampleMetric):
         texts = clip.texts(asked)
         cosine_B = (clip.images(image_BCHW) * texts.vector_BD).sum(dim=-1)
         return {self.network: torch.stack([cosine_B, texts.truncated_B.float()], dim=-1)}
-
-    def set_reference(self, features: FeatureSet) -> None:
-        """Has its own."""
 
     def measure(self, features: FeatureSet) -> dict[str, Score]:
         """See the class."""

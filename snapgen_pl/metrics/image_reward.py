@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from snapgen_pl.digest import tensors_digest
 from snapgen_pl.metrics.judge_network import CLIP as PIXELS
 from snapgen_pl.metrics.judge_network import judge_tokenizer, judging, require_file, resized
-from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, SampleMetric, Score
+from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, RequestMetric, Score
 from snapgen_pl.released.weights import fill, read_weights
 
 # Of rewards over the training images: what they are given in deviations of.
@@ -128,7 +128,7 @@ class RewardNetwork(nn.Module):
             return (reward_B - _MEAN) / _STD
 
 
-class ImageReward(SampleMetric):
+class ImageReward(RequestMetric):
     """``image_reward``: the mean over images, and the deviation over them.
 
     The network is the published one; which prompts the published table is of is not known here.
@@ -140,8 +140,6 @@ class ImageReward(SampleMetric):
         size: of the networks; the published one by default.
     """
 
-    needs_requests = True
-
     def __init__(self, weights: Path, tokenizer: str, size: BLIPSize = BLIPSize()) -> None:  # noqa: B008 (immutable)
         self.weights, self.tokenizer, self.size = weights, tokenizer, size
         self._loaded: tuple[Any, RewardNetwork] | None = None
@@ -150,16 +148,6 @@ class ImageReward(SampleMetric):
     def network(self) -> str:
         """See the class."""
         return "image_reward"
-
-    @property
-    def least_images(self) -> int:
-        """Any set will do."""
-        return 1
-
-    @property
-    def brings_reference(self) -> bool:
-        """The texts."""
-        return True
 
     def protocol(self) -> Facts:
         """Weights and how much is read of a text."""
@@ -190,9 +178,6 @@ class ImageReward(SampleMetric):
         ).to(device)
         reward_B = network(image_BCHW.to(device), read["input_ids"], read["attention_mask"])
         return {self.network: torch.stack([reward_B, torch.tensor(longer, device=device).float()], dim=-1)}
-
-    def set_reference(self, features: FeatureSet) -> None:
-        """Has its own."""
 
     def measure(self, features: FeatureSet) -> dict[str, Score]:
         """See the class."""

@@ -112,6 +112,25 @@ class SampleMetric(ABC):
         """
 
 
+class RequestMetric(SampleMetric):
+    """The values of images of any number, each held against what it was drawn for and nothing else."""
+
+    needs_requests = True
+
+    @property
+    def least_images(self) -> int:
+        """Any set will do."""
+        return 1
+
+    @property
+    def brings_reference(self) -> bool:
+        """What was asked for."""
+        return True
+
+    def set_reference(self, features: FeatureSet) -> None:
+        """Has its own."""
+
+
 def numbered(name: str, count: int) -> str:
     """The name of a value that depends on how many images were drawn, such as ``fid@5000``."""
     return f"{name}@{count}"

@@ -10,12 +10,12 @@ from snapgen_pl.digest import values_digest
 from snapgen_pl.metrics.dpg.answers import Answers
 from snapgen_pl.metrics.dpg.questions import Question, read_questions, score, unspaced
 from snapgen_pl.metrics.judge_network import require_file
-from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, SampleMetric, Score, numbered
+from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, RequestMetric, Score, numbered
 
 IMAGES_A_PROMPT = 4
 
 
-class DPGBench(SampleMetric):
+class DPGBench(RequestMetric):
     """``dpg_blip``, the mean over images of the share of questions that hold, in percent; and ``dpg_blip_<category>``.
 
     Of anything but four images of each prompt of the file, names end in ``@N``. A question holds if its answer is yes
@@ -30,8 +30,6 @@ class DPGBench(SampleMetric):
         judge: BLIP's folder, or its name on the Hugging Face hub, such as Salesforce/blip-vqa-base.
     """
 
-    needs_requests = True
-
     def __init__(self, questions: Path, judge: str) -> None:
         self.questions, self.judge = questions, judge
         self._of_prompt: dict[str, tuple[Question, ...]] = {}
@@ -42,16 +40,6 @@ class DPGBench(SampleMetric):
     def network(self) -> str:
         """See the class."""
         return "dpg_blip"
-
-    @property
-    def least_images(self) -> int:
-        """Any set will do."""
-        return 1
-
-    @property
-    def brings_reference(self) -> bool:
-        """The questions."""
-        return True
 
     def protocol(self) -> Facts:
         """Questions and judge."""
@@ -98,9 +86,6 @@ class DPGBench(SampleMetric):
                 row += [float(sum(own)), float(len(own))]
             rows.append(row)
         return {self.network: torch.tensor(rows)}
-
-    def set_reference(self, features: FeatureSet) -> None:
-        """Has its own."""
 
     def measure(self, features: FeatureSet) -> dict[str, Score]:
         """See the class."""

@@ -10,10 +10,10 @@ from snapgen_pl.data.emoji import Emoji, EmojiSet
 from snapgen_pl.metrics.efficientnet import EfficientNetLite0
 from snapgen_pl.metrics.emoji_judge.captions import AMONG, Captions
 from snapgen_pl.metrics.emoji_judge.maps import JudgeMaps, means
-from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, SampleMetric, Score
+from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, RequestMetric, Score
 
 
-class EmojiJudge(SampleMetric):
+class EmojiJudge(RequestMetric):
     """``judge_top1`` and ``judge_style`` of images drawn for the captions of held-out emoji.
 
     ``judge_top1`` is the share of images to which their own caption is the nearest of 100, the 99 others being held-out
@@ -26,8 +26,6 @@ class EmojiJudge(SampleMetric):
     a value is to be read against that of the real held-out images, a control of every report, not against 1.
     """
 
-    needs_requests = True
-
     def __init__(self) -> None:
         self._maps = JudgeMaps.load()
         self._loaded: tuple[EfficientNetLite0, Captions] | None = None
@@ -36,16 +34,6 @@ class EmojiJudge(SampleMetric):
     def network(self) -> str:
         """See the class."""
         return "emoji_judge"
-
-    @property
-    def least_images(self) -> int:
-        """Any set will do."""
-        return 1
-
-    @property
-    def brings_reference(self) -> bool:
-        """The captions."""
-        return True
 
     def protocol(self) -> Facts:
         """The maps, what they were made of, and how many captions an image is judged among."""
@@ -85,9 +73,6 @@ class EmojiJudge(SampleMetric):
         """Each value of each image, (B, 2)."""
         network, captions = self._ready()
         return {self.network: self._maps.judge(network(image_BCHW).cpu(), captions, captions.find(asked))}
-
-    def set_reference(self, features: FeatureSet) -> None:
-        """Has its own."""
 
     def measure(self, features: FeatureSet) -> dict[str, Score]:
         """The mean of each value."""

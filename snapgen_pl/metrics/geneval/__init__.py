@@ -14,7 +14,7 @@ from snapgen_pl.metrics.geneval.colours import Colours
 from snapgen_pl.metrics.geneval.detector import SIDE, Detector
 from snapgen_pl.metrics.geneval.rules import RULES, TASKS, Spec, kept, read_specs, shows
 from snapgen_pl.metrics.judge_network import require_file
-from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, SampleMetric, Score, numbered
+from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, RequestMetric, Score, numbered
 
 FULL_PROMPTS, IMAGES_A_PROMPT = 553, 4
 
@@ -24,7 +24,7 @@ class _Judges(NamedTuple):
     colours: Colours
 
 
-class GenEval(SampleMetric):
+class GenEval(RequestMetric):
     """``geneval``, the mean over six tasks, and each task's share of right images, ``geneval_<task>``.
 
     Of anything but all 553 prompts and four images of each, names end in ``@N``. Prompts, rules, thresholds and CLIP
@@ -39,8 +39,6 @@ class GenEval(SampleMetric):
         clip: CLIP's, such as openai/clip-vit-large-patch14.
     """
 
-    needs_requests = True
-
     def __init__(self, prompts: Path, detector: str, clip: str) -> None:
         self.prompts, self.detector, self.clip = prompts, detector, clip
         self._specs: dict[str, Spec] = {}
@@ -50,16 +48,6 @@ class GenEval(SampleMetric):
     def network(self) -> str:
         """See the class."""
         return "geneval"
-
-    @property
-    def least_images(self) -> int:
-        """Any set will do."""
-        return 1
-
-    @property
-    def brings_reference(self) -> bool:
-        """The prompts' metadata."""
-        return True
 
     def protocol(self) -> Facts:
         """Prompts, rules and both judges."""
@@ -115,9 +103,6 @@ class GenEval(SampleMetric):
             )
             rows.append([float(TASKS.index(spec.task)), float(right)])
         return {self.network: torch.tensor(rows)}
-
-    def set_reference(self, features: FeatureSet) -> None:
-        """Has its own."""
 
     def measure(self, features: FeatureSet) -> dict[str, Score]:
         """See the class."""
