@@ -1,13 +1,11 @@
 """The LightningDataModule of labels alone, for drawing from networks whose training images are not at hand."""
 
-import lightning as L
-
-from snapgen_pl.data.loader import even_batches
-from snapgen_pl.data.requests import RequestBatches
+from snapgen_pl.data.request_data import RequestData
+from snapgen_pl.data.requests import Requests
 from snapgen_pl.metrics.draws import uniform
 
 
-class LabelData(L.LightningDataModule):
+class LabelData(RequestData):
     """Requests for samples of uniformly random classes; classes are called "0", "1", ...
 
     The label at a position depends on (seed, position) alone. Each process takes every world_size-th position.
@@ -36,18 +34,6 @@ class LabelData(L.LightningDataModule):
         """Class names; labels index them."""
         return tuple(map(str, range(self.num_classes)))
 
-    def predict_dataloader(self) -> RequestBatches:
-        """This process's requests.
-
-        Raises:
-            ValueError: where there are fewer samples than processes.
-        """
-        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        if self.samples < ranks:
-            raise ValueError(f"{self.samples} samples do not go round {ranks} processes; ask for more of them")
-        requests = uniform(self.num_classes, self.samples, self.seed)
-        return RequestBatches(requests, even_batches(self.samples, self.batch_size, rank, ranks))
-
-    def test_dataloader(self) -> RequestBatches:
-        """One request: Lightning tests where there is a batch, and callbacks draw what they measure by themselves."""
-        return RequestBatches(uniform(self.num_classes, 1, self.seed), [[0]])
+    def requests(self, count: int) -> Requests:
+        """Uniform labels."""
+        return uniform(self.num_classes, count, self.seed)

@@ -2,17 +2,15 @@
 
 from pathlib import Path
 
-import lightning as L
-
 from snapgen_pl.data.conditions import Prompts
-from snapgen_pl.data.loader import even_batches
-from snapgen_pl.data.requests import RequestBatches, Requests
+from snapgen_pl.data.request_data import RequestData
+from snapgen_pl.data.requests import Requests
 from snapgen_pl.digest import values_digest
 from snapgen_pl.metrics.draws import in_order
 from snapgen_pl.pictures import Layout, read_prompts
 
 
-class PromptData(L.LightningDataModule):
+class PromptData(RequestData):
     """Requests for images of prompts: all of them once, in the order of the file, then all of them again.
 
     Args:
@@ -40,27 +38,8 @@ class PromptData(L.LightningDataModule):
         texts = [prompt.text for prompt in read_prompts(prompts, layout)]
         self.images, self.batch_size = images, batch_size
         self.conditions = Prompts(texts)
+        self.samples = len(texts) * images
         self.fingerprint = values_digest({"prompts": texts})
-
-    @property
-    def samples(self) -> int:
-        """How many images all prompts come to."""
-        return len(self.conditions) * self.images
-
-    def predict_dataloader(self) -> RequestBatches:
-        """This process's requests.
-
-        Raises:
-            ValueError: where there are fewer images than processes.
-        """
-        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        if self.samples < ranks:
-            raise ValueError(f"{self.samples} images do not go round {ranks} processes; ask for more of them")
-        return RequestBatches(self.requests(self.samples), even_batches(self.samples, self.batch_size, rank, ranks))
-
-    def test_dataloader(self) -> RequestBatches:
-        """One request: Lightning tests where there is a batch, and callbacks draw what they measure by themselves."""
-        return RequestBatches(self.requests(1), [[0]])
 
     def requests(self, count: int) -> Requests:
         """The first requests, ``count`` of them."""
