@@ -9,7 +9,9 @@ from typing import Literal
 
 import torch
 
+from benchmarks.kernels import Breakdown, breakdown
 from benchmarks.networks import Subject, feed, forward, forward_backward, materialise
+from snapgen_pl.models.regions import compile_regions
 from snapgen_pl.peak import dense_bf16_peak
 
 Task = Literal["forward", "training"]
@@ -20,7 +22,7 @@ _WARMUPS = 3
 
 @dataclass(frozen=True)
 class Throughput:
-    """One measurement; ``mfu`` is None where the device's peak is unknown."""
+    """One measurement; ``mfu`` is None where the peak is unknown, ``kernels`` says where a step's time went."""
 
     task: Task
     compiled: bool
@@ -29,6 +31,8 @@ class Throughput:
     images_per_s: float
     mfu: float | None
     peak_memory_gib: float
+    step_ms: float
+    kernels: Breakdown
 
 
 def throughput(
@@ -60,7 +64,7 @@ def throughput(
 
     network = materialise(subject.build, device)
     if compiled:
-        network.compile()
+        compile_regions(network)
     fed = feed(network, micro_batch, size, subject.tokens, device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
 
@@ -72,7 +76,8 @@ def throughput(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    images_per_s = batch / median_step_s(step, steps)
+    step_s = median_step_s(step, steps)
+    images_per_s = batch / step_s
     peak = dense_bf16_peak(device)
     flops_per_s = _FLOPS_PER_MAC[task] * subject.cost(size).macs * images_per_s
     return Throughput(
@@ -83,6 +88,8 @@ def throughput(
         images_per_s=images_per_s,
         mfu=None if peak is None else flops_per_s / peak,
         peak_memory_gib=torch.cuda.max_memory_allocated() / 2**30,
+        step_ms=1e3 * step_s,
+        kernels=breakdown(step),
     )
 
 

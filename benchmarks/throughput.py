@@ -29,6 +29,7 @@ from snapgen_pl.models.decoder import Decoder
 from snapgen_pl.models.decoder import Stage as DecoderStage
 from snapgen_pl.models.denoiser import Conditioning, Denoiser
 from snapgen_pl.models.latent_decoder import LatentDecoder
+from snapgen_pl.models.regions import compile_regions
 from snapgen_pl.models.unet import Block, Stage, UNet
 from snapgen_pl.tables.declared import declared_decoder, declared_denoiser
 from snapgen_pl.tables.latency import CLIP_G, CLIP_L, CLIP_TOKENS, clip_text_config
@@ -123,7 +124,7 @@ class Pipeline:
 
     def compile(self) -> None:
         """Compiles denoiser and decoder."""
-        self.denoiser.compile(dynamic=False)
+        compile_regions(self.denoiser)
         self.decoder.compile(dynamic=False)
 
     def parameters(self) -> dict[str, int]:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from benchmarks import decoder, emoji_rope, latents
 from benchmarks.cuda import throughput
+from benchmarks.kernels import kind_of, summed
 from benchmarks.networks import SUBJECTS, Subject, feed, forward_backward, materialise
 from benchmarks.throughput import SIZES, Pipeline, largest, measure
 from benchmarks.throughput import main as measure_throughput
@@ -127,6 +128,32 @@ def test_options_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="not a multiple"):
         throughput(Subject(tiny_dit, 1), "forward", compiled=False, batch=6, micro_batch=4, size=8, steps=1)
+
+
+def test_kernels_are_told_apart_by_their_names() -> None:
+    named = {
+        "nvjet_sm90_tst_256x128_64x4_1x2_h_bz_coopA_bias_TNT": "matrix products",
+        "conv2d_c1_k1_nhwc_specialized": "depthwise convolutions",
+        "sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize256x128x64": "convolutions",
+        "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x64": "attention",
+        "void at::native::(anonymous namespace)::RowwiseMomentsCUDAKernel<float>(long, float)": "norms",
+        "void at::native::(anonymous namespace)::multi_tensor_apply_kernel<FusedAdamMathFunctor>": "optimizer",
+        "void at::native::elementwise_kernel<128, 4, at::native::direct_copy_kernel_cuda>": "copies",
+        "void at::native::elementwise_kernel<128, 4, at::native::GeluCUDAKernelImpl>": "pointwise",
+        "triton_red_fused__to_copy_clone_native_group_norm_0": "fused norms and reductions",
+        "triton_poi_fused_gelu_mul_split_view_10": "fused pointwise",
+        "somebodys_kernel": "other",
+    }
+    assert {name: kind_of(name) for name in named} == named
+
+
+def test_a_steps_kernels_add_up() -> None:
+    found = summed([("triton_poi_a", 1.0), ("nvjet", 4.0), ("triton_poi_a", 3.0), ("nvjet", 2.0)], steps=2)
+    assert found.milliseconds == {"matrix products": 3.0, "fused pointwise": 2.0}
+    assert [(each.name, each.calls, each.milliseconds) for each in found.longest] == [
+        ("nvjet", 1.0, 3.0),
+        ("triton_poi_a", 1.0, 2.0),
+    ]
 
 
 def test_latents_are_loaded_and_trained_on() -> None:

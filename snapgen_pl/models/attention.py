@@ -77,6 +77,15 @@ def attend(q_BNSD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask_BS: Tensor | Non
     return out.transpose(1, 2).flatten(2)
 
 
+class RMSNorm(nn.RMSNorm):
+    """torch's, with gains in the type of what it norms: under autocast they differ, and torch would not fuse it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x / rms(x) * gains over the last axis."""
+        gains = self.weight.to(x.dtype)
+        return F.rms_norm(x, self.normalized_shape, gains, self.eps)
+
+
 class SelfAttention(nn.Module):
     """Self-attention with one fused query/key/value projection.
 
@@ -92,8 +101,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.qkv = nn.Linear(channels, (heads + 2 * kv_heads) * head_dim, bias=False)
-        self.q_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
         self.out = nn.Linear(heads * head_dim, channels)
 
     def forward(self, x_BSC: Tensor, table: RotaryTable | None) -> Tensor:
@@ -114,7 +123,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.head_dim = head_dim
         self.q = nn.Linear(channels, heads * head_dim, bias=False)
-        self.q_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
         self.out = nn.Linear(heads * head_dim, channels)
 
     def forward(self, x_BSC: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask_BS: Tensor | None) -> Tensor:

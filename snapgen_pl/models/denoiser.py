@@ -96,6 +96,10 @@ class Denoiser(nn.Module, ABC):
                 else:
                     yield element
 
+    def regions(self) -> Iterator[nn.Module]:
+        """The parts that are compiled one by one: the units, where a network does not say otherwise."""
+        return self.units()
+
     def check_features(self, features: tuple[str, ...]) -> None:
         """Raises ValueError for a name that is none of ``feature_names``."""
         if unknown := [name for name in features if name not in self.feature_names]:

@@ -4,7 +4,7 @@ SDXL's UNet is the base; every step from it to SnapGen is an argument, so each r
 configuration of this class (``experiments/imagenet256/ablation``).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -206,6 +206,10 @@ class UNet(Denoiser):
         self.conv_out = nn.Conv2d(first.channels, in_channels, 3, padding=1)
         zero(self.conv_out)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
+
+    def regions(self) -> Iterator[nn.Module]:
+        """Residual blocks and transformers: unlike units, they do not know which context layers are theirs."""
+        return (part for part in self.modules() if isinstance(part, (ResidualBlock, Transformer)))
 
     def prepare(self, conditioning: Conditioning) -> PreparedConditioning:
         """All keys and values of cross-attention, and the pooled vector's embedding.

@@ -28,6 +28,10 @@ class Wrapped(Denoiser):
         """The network's."""
         return self.denoiser.units()
 
+    def regions(self) -> Iterator[nn.Module]:
+        """The network's."""
+        return self.denoiser.regions()
+
     def check_features(self, features: tuple[str, ...]) -> None:
         """As the network does."""
         self.denoiser.check_features(features)

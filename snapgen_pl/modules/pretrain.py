@@ -16,7 +16,7 @@ from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
 from snapgen_pl.conditioning.condition import Condition
 from snapgen_pl.conditioning.conditioner import Conditioner
 from snapgen_pl.config_files import Value
-from snapgen_pl.data.buckets import Buckets, Size
+from snapgen_pl.data.buckets import Size
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.requests import Request
 from snapgen_pl.data.source import Batch, ImageBatch, LatentBatch
@@ -35,6 +35,7 @@ from snapgen_pl.metrics.sample_metric import Facts
 from snapgen_pl.models.count import count
 from snapgen_pl.models.denoiser import Denoiser, DenoiserOutput
 from snapgen_pl.models.preconditioned import preconditioned
+from snapgen_pl.models.regions import compile_regions
 from snapgen_pl.modules.frozen import Frozen, make_ready
 from snapgen_pl.modules.training import Training, TrainingStep
 from snapgen_pl.rng import Stream
@@ -250,9 +251,10 @@ class Pretrain(Training):
             denoiser, *others = self.trained()
             assert isinstance(denoiser, Denoiser)
             shard(denoiser, others, self.device_mesh["data_parallel"])
-        if self.compile_denoiser and self.denoiser._compiled_call_impl is None:
-            _allow_shapes(self._data().buckets)
-            self.denoiser.compile(dynamic=False)
+        if self.compile_denoiser:
+            buckets = self._data().buckets
+            # Each size in training and in validation, whose batches may be whole or what is left.
+            compile_regions(self.denoiser, shapes=4 * (1 if buckets is None else len(buckets.sizes)))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer and its schedule, counted in images."""
@@ -400,15 +402,6 @@ class Pretrain(Training):
         if not isinstance(data, ImageData):
             raise ValueError(f"Pretrain needs an ImageData as its data, not {type(data).__name__}")
         return data
-
-
-def _allow_shapes(buckets: Buckets | None) -> None:
-    """Lets a network be compiled for every size; beyond its limit torch.compile would run it as it is, in silence."""
-    if buckets is None:
-        return
-    # Each in training and in validation, whose batches may be whole or what is left.
-    needed = 4 * len(buckets.sizes)
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, needed)
 
 
 def _check_fit(denoiser: Denoiser, conditioner: Conditioner, autoencoder: Autoencoder, image_size: int) -> None:

@@ -16,7 +16,7 @@ LATENT_SIZE = 128  # of an image of 1024 px
 SIZES = (512, 1024)  # of held-out photographs, in pixels
 BESIDE = {  # rows that are not of the published ladder
     TAESD: "AutoencoderTiny's",
-    LONG: "SnapGen, seven times the crops",
+    LONG: "SnapGen, for longer",
     ADVERSARIAL: "from there against a discriminator",
     OWN: "trained with the encoder",
 }

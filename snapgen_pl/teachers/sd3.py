@@ -15,6 +15,7 @@ from snapgen_pl.digest import tensors_digest, values_digest
 from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.metrics.sample_metric import Facts
 from snapgen_pl.models.mmdit import MMDiT
+from snapgen_pl.models.regions import compile_regions
 from snapgen_pl.pretrained_folder import pretrained_folder
 from snapgen_pl.released.weights import fill
 from snapgen_pl.teachers.placement import Placement, place
@@ -80,8 +81,7 @@ class SD3Teacher(Teacher):
              remedy="download it again")  # fmt: skip
         self._denoiser.to(self._dtype)
         if self.compile_blocks:
-            for block in self._denoiser.units():
-                block.compile(dynamic=False)
+            compile_regions(self._denoiser)
         parameters = sum(parameter.numel() for parameter in self._denoiser.parameters())
         line = f"teacher: {self._place()}, {parameters / 1e9:.2f} B parameters in {self.dtype}, {self.placement}"
         # A folder of its own: the student's conditioner may keep files of the same names.

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapgen_pl.models.attention import ContextProjection, SelfAttention, attend, rotary_table, rotate
+from snapgen_pl.models.attention import ContextProjection, RMSNorm, SelfAttention, attend, rotary_table, rotate
 
 CPU = torch.device("cpu")
 
@@ -101,3 +101,19 @@ def test_tables_made_in_inference_mode_serve_training() -> None:
     with torch.inference_mode():
         attention(torch.randn(1, 21, 32), rotary_table(3, 7, 16, CPU))
     attention(torch.randn(1, 21, 32), rotary_table(3, 7, 16, CPU)).sum().backward()
+
+
+def test_rms_norm_is_torchs_with_gains_in_the_inputs_type() -> None:
+    torch.manual_seed(0)
+    ours, torchs = RMSNorm(16, eps=1e-6), torch.nn.RMSNorm(16, eps=1e-6)
+    torch.nn.init.normal_(torchs.weight)
+    ours.load_state_dict(torchs.state_dict())
+    x = torch.randn(3, 5, 16)
+    assert torch.equal(ours(x), torchs(x))
+
+    halved = torch.nn.RMSNorm(16, eps=1e-6, dtype=torch.bfloat16)
+    halved.load_state_dict(torchs.state_dict())
+    with torch.autocast("cpu", torch.bfloat16):
+        made = ours(x.bfloat16())
+    assert made.dtype == torch.bfloat16
+    assert torch.equal(made, halved(x.bfloat16()))
