@@ -4,6 +4,7 @@ import gc
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -62,7 +63,7 @@ def throughput(
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
 
-    network = materialise(subject.build, device)
+    network = materialise(partial(subject.build, size), device)
     if compiled:
         compile_regions(network)
     fed = feed(network, micro_batch, size, subject.tokens, device)

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.dreamlite import DreamLite
 from snapgen_pl.models.count import Cost, count
 from snapgen_pl.models.denoiser import Conditioning, Denoiser
 from snapgen_pl.models.peers.dit import DiT
+from snapgen_pl.models.peers.uvit import UViT
 from snapgen_pl.models.unet import Block, Stage, UNet
 
 CONTEXT_TOKENS = 77
@@ -25,17 +27,17 @@ class Subject:
     """A network under test.
 
     Attributes:
-        build: makes it.
+        build: makes it for latents of a size.
         tokens: context tokens it is fed.
     """
 
-    build: Callable[[], Denoiser]
+    build: Callable[[int], Denoiser]
     tokens: int = CONTEXT_TOKENS
 
     def cost(self, size: int) -> Cost:
         """Parameters, and multiply-accumulates of one image of this latent size."""
         with torch.device("meta"):
-            return count(self.build(), size, self.tokens)
+            return count(self.build(size), size, self.tokens)
 
 
 def thin_sdxl(context_dim: int = 768, pooled_dim: int | None = None) -> UNet:
@@ -56,9 +58,15 @@ def thin_sdxl(context_dim: int = 768, pooled_dim: int | None = None) -> UNet:
     )
 
 
-# DiT reads one learned token a class, the paper's label embedding.
+# Transformers read one learned token a class, the papers' label embedding.
 SUBJECTS: Mapping[str, Subject] = MappingProxyType(
-    {"snapgen": Subject(UNet), "dit_xl_2": Subject(DiT, tokens=1), "thin_sdxl": Subject(thin_sdxl)}
+    {
+        "snapgen": Subject(lambda size: UNet()),
+        "dit_xl_2": Subject(lambda size: DiT(), tokens=1),
+        "uvit_h": Subject(lambda size: UViT(latent_size=size), tokens=1),
+        "thin_sdxl": Subject(lambda size: thin_sdxl()),
+        "dreamlite": Subject(lambda size: DreamLite()),
+    }
 )
 
 

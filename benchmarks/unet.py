@@ -96,7 +96,7 @@ def run_cpu(subjects: Mapping[str, Subject], batch: int, size: int, rounds: int,
         training_rounds: timed training steps of each network; 0 leaves them out.
     """
     where, device = environment("benchmarks.unet"), torch.device("cpu")
-    networks = {name: materialise(subject.build, device) for name, subject in subjects.items()}
+    networks = {name: materialise(partial(subject.build, size), device) for name, subject in subjects.items()}
     feeds = {name: feed(networks[name], batch, size, subject.tokens, device) for name, subject in subjects.items()}
 
     def training_step(network: Denoiser, name: str) -> None:
@@ -142,6 +142,14 @@ def run_cuda(
     for compiled, (name, subject), (task, count) in product((False, True), subjects.items(), steps.items()):
         report.rows[name].append(throughput(subject, task, compiled, batch, micro_batch, size, count))
         yield report
+
+
+def check_networks(names: Sequence[str], compared: bool) -> None:
+    """Raises ValueError for a network that there is none of, or where peers would be compared with nothing."""
+    if unknown := [name for name in names if name not in SUBJECTS]:
+        raise ValueError(f"no networks {unknown}; there are {', '.join(SUBJECTS)}")
+    if compared and OURS not in names:
+        raise ValueError(f"networks are {', '.join(names)}; add {OURS}, which they are compared with")
 
 
 def cpu_table(report: CPUReport) -> Table:
@@ -202,8 +210,7 @@ def main(
     Raises:
         ValueError: for an option that the device has no use for.
     """
-    if unknown := [name for name in networks if name not in SUBJECTS]:
-        raise ValueError(f"no networks {unknown}; there are {', '.join(SUBJECTS)}")
+    check_networks(networks, compared=device == "cpu")
     subjects = {name: SUBJECTS[name] for name in networks}
     if device == "cpu":
         if micro_batch is not None:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import decoder, emoji_rope, latents
+from benchmarks import decoder, emoji_rope, growth, latents, sampling
 from benchmarks.cuda import throughput
+from benchmarks.dreamlite import DreamLite
 from benchmarks.kernels import kind_of, summed
 from benchmarks.networks import SUBJECTS, Subject, feed, forward_backward, materialise
 from benchmarks.throughput import SIZES, Pipeline, largest, measure
@@ -27,12 +28,12 @@ CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
 
 
-def tiny_unet() -> UNet:
+def tiny_unet(size: int = 8) -> UNet:
     stages = [Stage(64, [Block()], [Block()] * 2), Stage(64, [Block(layers=1)], [Block(layers=1)] * 2)]
     return UNet(stages, middle_layers=1, context_dim=16)
 
 
-def tiny_dit() -> DiT:
+def tiny_dit(size: int = 8) -> DiT:
     return DiT(hidden=32, depth=1, heads=2, context_dim=32)
 
 
@@ -68,7 +69,9 @@ def test_the_compared_networks_have_the_published_sizes() -> None:
     assert {name: (round(cost.params_m), round(cost.gmacs)) for name, cost in costs.items()} == {
         "snapgen": (372, 38),
         "dit_xl_2": (674, 119),  # without the label table of 1.15 M and the variance's output
+        "uvit_h": (500, 133),
         "thin_sdxl": (634, 69),
+        "dreamlite": (377, 39),  # at SnapGen's widths and depths
     }
 
 
@@ -128,6 +131,46 @@ def test_options_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="not a multiple"):
         throughput(Subject(tiny_dit, 1), "forward", compiled=False, batch=6, micro_batch=4, size=8, steps=1)
+
+
+def test_samples_are_timed_by_size_and_steps() -> None:
+    subjects = {"snapgen": Subject(tiny_unet, tokens=3), "dit_xl_2": Subject(tiny_dit, tokens=1)}
+    report = sampling.run(subjects, [8, 16], [2, 1], batch=1, rounds=1, device=CPU, compiled=False)
+    assert list(report.sizes) == [8, 16]
+    for found in report.sizes.values():
+        assert list(found.timings) == [2, 1]
+        for steps, timings in found.timings.items():
+            peer, ours = timings["dit_xl_2"].cpu_min_s, timings["snapgen"].cpu_min_s
+            assert found.ratios[steps]["forward_ratio_to_dit_xl_2"] == peer / ours
+    with pytest.raises(ValueError, match="add snapgen"):
+        sampling.main(networks=["dit_xl_2"])
+    with pytest.raises(ValueError, match="no networks"):
+        sampling.main(networks=["snapgen", "nobody"])
+
+
+def test_growth_is_a_power_of_what_grew() -> None:
+    assert growth.exponent([32, 64, 128], [1.0, 4.0, 32.0]) == pytest.approx(3.0)
+    subjects = {"snapgen": Subject(tiny_unet, tokens=3)}
+    report = growth.run(subjects, sizes=[8, 16], batches=[1, 3], rounds=1)
+    assert report.by_batch["snapgen"].exponents["gmacs"] == pytest.approx(1.0)
+    # Attention to 3 tokens and the time's own work make the difference.
+    assert 1.5 < report.by_size["snapgen"].exponents["gmacs"] < 2.1
+    for sizes in ([8], [16, 8], [0, 8]):
+        with pytest.raises(ValueError, match="sizes are"):
+            growth.main(sizes=tuple(sizes))
+
+
+def test_dreamlite_takes_what_a_denoiser_takes() -> None:
+    network = materialise(DreamLite, CPU)
+    fed = feed(network, batch=1, size=8, tokens=3, device=CPU)
+    said = network(fed.x_BCHW, fed.t_B, fed.conditioning).velocity_BCHW
+    assert said.shape == fed.x_BCHW.shape
+    longer = fed.conditioning._replace(mask_BS=torch.tensor([[True, True, False]]))
+    shorter = fed.conditioning._replace(tokens_BSD=fed.conditioning.tokens_BSD[:, :2])
+    masked, cut = (network(fed.x_BCHW, fed.t_B, each).velocity_BCHW for each in (longer, shorter))
+    torch.testing.assert_close(masked, cut)
+    assert not torch.allclose(masked, said)
+    assert len(list(network.regions())) > 20
 
 
 def test_kernels_are_told_apart_by_their_names() -> None:
