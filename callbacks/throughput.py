@@ -73,11 +73,11 @@ class Throughput(L.Callback):
         self._images, self._since = images, now
         pl_module.log("train/images_seen", float(images))
         pl_module.log("train/seconds", self._seconds)
-        pl_module.log("train/images_per_second", speed, prog_bar=True)
+        pl_module.log("train/images_per_second", speed)
         macs = _macs(pl_module)
         if self._peak is not None and macs is not None:
             used = TRAINING_FLOPS_A_MAC * macs * speed
-            pl_module.log("train/mfu", used / (self._peak * trainer.world_size), prog_bar=True)
+            pl_module.log("train/mfu", used / (self._peak * trainer.world_size))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stops the clock."""

@@ -60,7 +60,7 @@ class Training(L.LightningModule):
             position_B: the samples' places in the stream of images.
         """
         combined = self.combine(terms)
-        self.log("train/loss", combined.loss, prog_bar=True)
+        self.log("train/loss", combined.loss)
         self.log_dict({f"train/{name}": value for name, value in combined.logs.items()})
         self.images_seen += len(position_B) * self.trainer.world_size
         return {"loss": combined.loss, "terms": terms.detached(), "position_B": position_B}
