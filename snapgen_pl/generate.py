@@ -21,7 +21,7 @@ from snapgen_pl.export.folder import Backend, open_exported
 from snapgen_pl.pictures import Layout, Picture, Prompt, lay_out, named, read_prompts
 from snapgen_pl.png import read_picture, to_pil, write_png
 from snapgen_pl.trained_run import arguments, open_run
-from snapgen_pl.whole_files import write_json, write_text
+from snapgen_pl.whole_files import is_empty, write_json, write_text
 
 MANIFEST = "manifest.json"
 GRID_IMAGES = 200
@@ -188,7 +188,7 @@ def _check(folder: Path, manifest: dict[str, Value]) -> None:
     """Raises ValueError where the folder holds something else than these images."""
     path = folder / MANIFEST
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if "images" not in before and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if "images" not in before and not is_empty(folder):
         raise ValueError(f"--out {folder} is not an empty folder; choose another")
     if before and (changed := differences(before, manifest)):
         listed = ", ".join(change.key for change in changed[:3])

@@ -44,6 +44,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing, or is not there; a file is not empty."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
 def write_text(text: str, path: Path) -> None:
     """Writes UTF-8 text."""
     with whole_file(path) as part:

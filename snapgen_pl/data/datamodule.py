@@ -11,6 +11,7 @@ from torch import Tensor
 
 from snapgen_pl import rng
 from snapgen_pl.autoencoders.autoencoder import ROUNDING
+from snapgen_pl.data.at_least import check_at_least
 from snapgen_pl.data.bucketed import BucketOrder, BucketSamples, bucket_of, even_bucket_batches, joined
 from snapgen_pl.data.buckets import Buckets
 from snapgen_pl.data.conditions import Captioned, Captions, Conditions, Labels
@@ -84,15 +85,8 @@ class ImageData(L.LightningDataModule):
         buckets: Buckets | None = None,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("image_size", image_size, 1),
-            ("batch_size", batch_size, 1),
-            ("samples", samples, 1),
-            ("workers", workers, 0),
-            ("seed", seed, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        check_at_least(1, image_size=image_size, batch_size=batch_size, samples=samples)
+        check_at_least(0, workers=workers, seed=seed)
         if draws is not None and draws < 1:
             raise ValueError(f"draws must be at least 1, got {draws}; leave it out for new ones each time")
         if teacher_outputs is not None and draws is None:

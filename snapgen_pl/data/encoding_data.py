@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from snapgen_pl.data.at_least import check_at_least
 from snapgen_pl.data.conditions import Captioned, Captions, Labels
 from snapgen_pl.data.in_shards import InShards
 from snapgen_pl.data.loader import BatchLoader, ImageSamples, Sample
@@ -113,14 +114,8 @@ class EncodingData(InShards):
         read: Literal["image", "caption"] = "image",
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("image_size", image_size, 1),
-            ("batch_size", batch_size, 1),
-            ("shard_size", shard_size, 1),
-            ("workers", workers, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        check_at_least(1, image_size=image_size, batch_size=batch_size, shard_size=shard_size)
+        check_at_least(0, workers=workers)
         self.image_source = source
         self.image_size, self.batch_size, self.shard_size, self.workers = image_size, batch_size, shard_size, workers
         self.read: Literal["image", "caption"] = read

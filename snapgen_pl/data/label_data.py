@@ -1,5 +1,6 @@
 """The LightningDataModule of labels alone, for drawing from networks whose training images are not at hand."""
 
+from snapgen_pl.data.at_least import check_at_least
 from snapgen_pl.data.request_data import RequestData
 from snapgen_pl.data.requests import Requests
 from snapgen_pl.metrics.draws import uniform
@@ -22,9 +23,7 @@ class LabelData(RequestData):
 
     def __init__(self, num_classes: int = 1000, samples: int = 50_000, seed: int = 0, batch_size: int = 64) -> None:
         super().__init__()
-        for name, value in (("num_classes", num_classes), ("samples", samples), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_at_least(1, num_classes=num_classes, samples=samples, batch_size=batch_size)
         if not 0 <= seed < 1 << 48:
             raise ValueError(f"seed must lie in [0, 2^48), got {seed}")
         self.num_classes, self.samples, self.seed, self.batch_size = num_classes, samples, seed, batch_size

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from snapgen_pl.conditioning.condition import Texts
+from snapgen_pl.data.at_least import check_at_least
 from snapgen_pl.data.captioned_folder import CLASSES
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.faults import Fault, Skipped
@@ -78,16 +79,9 @@ class TarData(ImageData):
         seed: int = 0,
         samples: int = 64,
     ) -> None:
-        for name, value, least in (
-            ("readers", readers, 1),
-            ("shuffle", shuffle, 1),
-            ("min_size", 1 if min_size is None else min_size, 1),
-            ("skip_limit", skip_limit, 0),
-            ("validation_images", validation_images, 1),
-            ("references", references, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        check_at_least(1, readers=readers, shuffle=shuffle, min_size=min_size)
+        check_at_least(1, validation_images=validation_images, references=references)
+        check_at_least(0, skip_limit=skip_limit)
         self.unpacker = Unpacker(image_size, min_size)
         source = FirstOfShards(
             [shards] if isinstance(shards, str) else shards,

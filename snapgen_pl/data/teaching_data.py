@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from snapgen_pl.data.at_least import check_at_least
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.in_shards import InShards
 from snapgen_pl.data.loader import BatchLoader, Sample, Samples, image_at
@@ -72,8 +73,7 @@ class TeachingData(ImageData, InShards):
         super().__init__(**data)
         if self.draws is None or self.teacher_outputs is not None:
             raise ValueError("a teacher is asked about pinned draws: set data.draws, leave data.teacher_outputs out")
-        if shard_size < 1:
-            raise ValueError(f"shard_size must be at least 1, got {shard_size}")
+        check_at_least(1, shard_size=shard_size)
         self.shard_size = shard_size
         self._each = self.draws
 

@@ -27,7 +27,7 @@ from snapgen_pl.pipeline.parts import (
 from snapgen_pl.pipeline.scheduler import scheduler_of
 from snapgen_pl.pipeline.snapgen_pipeline import SnapGenPipeline
 from snapgen_pl.trained_run import TrainedRun, arguments, open_run
-from snapgen_pl.whole_files import whole_folder, write_text
+from snapgen_pl.whole_files import is_empty, whole_folder, write_text
 
 
 def export(run: str, out: str, decoder: str | None = None) -> str:
@@ -58,7 +58,7 @@ def export_pipeline(source: TrainedRun, out: Path) -> None:
     Raises:
         ValueError: where the folder holds something, or the run's parts fit no pipeline.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if not is_empty(out):
         raise ValueError(f"--out {out} is not an empty folder; choose another")
     pipeline = pipeline_of(source)
     with whole_folder(out) as part:
