@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from benchmarks.networks import SUBJECTS
 from snapgen_pl.__main__ import main
 from snapgen_pl.experiments import experiments_dir
 from snapgen_pl.models.activations import saved
@@ -182,6 +183,22 @@ def test_it_says_what_a_gpu_was_measured_to_hold(tmp_path: Path) -> None:
     gradients = next(row for row in rows if row["part"] == "trained: gradients")["gib_per_gpu"]
     assert total == pytest.approx(measured["peak_memory_gib"], rel=0.02)
     assert total - gradients == pytest.approx(measured["peak_memory_gib"], rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["snapgen", "dit_xl_2"])
+def test_autograd_keeps_what_a_gpu_was_measured_to_hold(name: str) -> None:
+    """Training steps of benchmarks.unet: weights, two moments, bf16 copies, activations; gradients come as these go."""
+    record = json.loads((experiments_dir() / "results" / "unet_cuda.json").read_text())
+    (measured,) = [row for row in record["rows"][name] if row["task"] == "training" and not row["compiled"]]
+    batch, subject = measured["micro_batch"], SUBJECTS[name]
+    with torch.device("meta"):
+        network = subject.build(record["size"])
+        x_BCHW = torch.empty(batch, network.in_channels, record["size"], record["size"])
+        asked = torch.empty(batch), Conditioning(torch.empty(batch, subject.tokens, network.context_dim))
+    weights = list(network.parameters())
+    kept = saved(lambda: network(x_BCHW, *asked), weights, autocast=True)
+    held = 3 * 4 * sum(weight.numel() for weight in weights) + kept.copies + kept.activations
+    assert held / 2**30 == pytest.approx(measured["peak_memory_gib"], rel=0.02)
 
 
 def test_another_class_keeps_the_arguments_that_it_takes() -> None:
