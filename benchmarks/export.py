@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from json import dumps
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.export_graph import Precision, Size, denoiser_graph
 from benchmarks.timing import Environment, environment
-from snapgen_pl.export.ane import violations
+from snapgen_pl.export.ane import findings
 from snapgen_pl.export.example import Example, example_of
 from snapgen_pl.export.export_coreml import export_coreml
 from snapgen_pl.export.gates import Measurement, measure
@@ -43,7 +43,8 @@ class Route:
         nonfinite: operations of it that gave NaN or infinities.
         largest: its largest value.
         operations: of it, how many of each type.
-        violations: of the Neural Engine's rules by its values, how many of each.
+        violations: of the Neural Engine's rules, how many of each, exceptions left out.
+        exceptions: from them, how many under each.
         package_mb: its size.
         convert_s: seconds that both packages took, without evaluating them.
         evaluate_s: seconds that evaluating the one in float16 took.
@@ -55,6 +56,7 @@ class Route:
     largest: float
     operations: dict[str, int]
     violations: dict[str, int]
+    exceptions: dict[str, int]
     package_mb: float
     convert_s: float
     evaluate_s: float
@@ -62,7 +64,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Report:
-    """Both routes.
+    """All routes.
 
     Attributes:
         environment: where, when and by which command it was made.
@@ -70,7 +72,7 @@ class Report:
         onnx_mb: the ONNX file with its weights.
         onnx_s: seconds that it took, its check included.
         onnx_max_abs_error: of ONNX Runtime against torch.
-        peak_gb: the most memory that our route held, evaluating included.
+        peak_gb: the most memory that our routes held, evaluating included.
         routes: by name.
     """
 
@@ -85,15 +87,15 @@ class Report:
 
 def main(
     size: Size = "full",
-    attention: AttentionLayout = "split",
+    attention: Sequence[AttentionLayout] = ("split", "fold"),
     baseline_numpy: Path | None = None,
     json: Path | None = None,
 ) -> None:
-    """Measures both routes.
+    """Measures our route in several layouts of attention, and coremltools' own.
 
     Args:
         size: full is text-to-image at 1024 px, small has 4 M parameters.
-        attention: of our packages.
+        attention: of our packages, one after the other.
         baseline_numpy: a folder with a numpy that coremltools' route works with; without one that route is left out.
         json: a file for the figures.
     """
@@ -103,10 +105,10 @@ def main(
         folder = Path(name)
         record = export_onnx(graph, folder / "denoiser.onnx", {})
         example = example_of(graph)
-        target = folder / "denoiser.mlpackage"
-        own = export_coreml(record.path, target, Options(attention=attention), example.inputs, example.expected)
-        package = read_package(own.path)
-        routes["snapgen_pl"] = _route(package, own.float32, own.float16, own.seconds)
+        for each in attention:
+            target, options = folder / f"{each}.mlpackage", Options(attention=each)
+            own = export_coreml(record.path, target, options, example.inputs, example.expected)
+            routes[f"snapgen_pl, {each}"] = _route(read_package(target), own.float32, own.float16, own.seconds)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         if baseline_numpy is not None:
             routes["coremltools"] = _baseline(size, folder, baseline_numpy, example)
@@ -149,13 +151,15 @@ def _renamed(tensors: Mapping[str, Tensor], names: Mapping[str, object]) -> dict
 
 
 def _route(package: Package, float32: Measurement, float16: Measurement, seconds: float) -> Route:
+    found = findings(package)
     return Route(
         float32.difference.relative_l2,
         float16.difference.psnr_db,
         len(float16.nonfinite),
         float16.largest[0].largest,
         package.operation_counts,
-        dict(Counter(violation.rule for violation in violations(package))),
+        dict(Counter(finding.rule for finding in found if finding.exception is None)),
+        dict(Counter(finding.exception for finding in found if finding.exception is not None)),
         package.stored_bytes / MEGA,
         round(seconds, 1),
         round(float16.seconds, 1),
@@ -171,15 +175,18 @@ def _table(report: Report) -> Table:
         "float32, relative L2": lambda route: f"{route.relative_l2:.2e}",
         "float16, PSNR": lambda route: f"{route.psnr_db:.1f} dB",
         "operations": lambda route: f"{sum(route.operations.values()):,}",
-        "rules broken": lambda route: (
-            ", ".join(f"{count} {rule}" for rule, count in route.violations.items()) or "none"
-        ),
+        "rules broken": lambda route: _counts(route.violations) or "none",
+        "excepted": lambda route: _counts(route.exceptions) or "none",
         "package": lambda route: f"{route.package_mb:,.0f} MB",
         "conversion": lambda route: f"{route.convert_s:,.0f} s",
     }
     for label, cell in rows.items():
         table.add_row(label, *(cell(route) for route in report.routes.values()))
     return table
+
+
+def _counts(counted: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counted.items())
 
 
 if __name__ == "__main__":

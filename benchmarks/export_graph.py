@@ -1,4 +1,4 @@
-"""The denoisers that exports are measured on, with random weights."""
+"""The networks that exports are measured on, with random weights."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from snapgen_pl.export.graphs import DENOISER, EXAMPLE_TIME, DenoiserGraph, Graph
+from snapgen_pl.export.graphs import DECODER, DENOISER, EXAMPLE_TIME, DenoiserGraph, Graph
+from snapgen_pl.models.decoder import Decoder
 from snapgen_pl.models.unet import Block, Stage, UNet
 
 Size = Literal["full", "small"]
@@ -39,9 +40,7 @@ def denoiser_graph(size: Size) -> Graph:
     build, side = NETWORKS[size]
     torch.manual_seed(0)
     denoiser = build()
-    for name, weight in denoiser.named_parameters():
-        if (weight.ndim > 1 and not weight.any()) or (weight.ndim == 1 and name.endswith("bias")):
-            nn.init.normal_(weight, std=0.02)
+    _draw_what_starts_at_nothing(denoiser)
     mask = torch.ones(1, TOKENS)
     mask[:, 40:] = 0
     inputs: dict[str, Tensor] = {
@@ -51,3 +50,30 @@ def denoiser_graph(size: Size) -> Graph:
         "mask": mask,
     }
     return Graph(DENOISER, DenoiserGraph(denoiser.eval(), masked=True), inputs, ("velocity",))
+
+
+class FinalDecoder(nn.Module):
+    """The reference decoder behind the scale and shift of SD3's latents."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = Decoder()
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """(1, 16, h, w) -> (1, 3, 8 h, 8 w)."""
+        image: Tensor = self.decoder(latent / 1.5305 + 0.0609)
+        return image
+
+
+def decoder_graph() -> Graph:
+    """The 1.38 M decoder at 1024 px, the same weights and example every time."""
+    torch.manual_seed(0)
+    decoder = FinalDecoder()
+    _draw_what_starts_at_nothing(decoder)
+    return Graph(DECODER, decoder.eval(), {"latent": torch.randn(1, 16, 128, 128)}, ("image",))
+
+
+def _draw_what_starts_at_nothing(network: nn.Module) -> None:
+    for name, weight in network.named_parameters():
+        if (weight.ndim > 1 and not weight.any()) or (weight.ndim == 1 and name.endswith("bias")):
+            nn.init.normal_(weight, std=0.02)

@@ -1,75 +1,98 @@
-"""Rules of the Neural Engine that can be checked in a package without one.
+"""What in a package breaks a rule of the Neural Engine, rule by rule and exception by exception.
 
-Sources: Apple's "Deploying Transformers on the Apple Neural Engine" (2022) and ml-stable-diffusion; the limits of sides
-partly from reports of the community. Keeping to them does not prove that a model runs there: only a Mac tells.
+Keeping to all of them does not prove that a model runs there: only a Mac tells.
 """
 
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
-from snapgen_pl.export.constant import TensorType
-from snapgen_pl.export.options import ISLAND_INPUT
+from snapgen_pl.export.ane_exceptions import EXCEPTIONS, exception_from
+from snapgen_pl.export.ane_rules import RULES, RuleName
+from snapgen_pl.export.dataflow import Dataflow
 from snapgen_pl.export.package import Package
 
-Rule = Literal["rank", "dtype", "axis"]
-MAX_RANK = 5
-MAX_SIDE = 16_384  # of height, width and depth
-MAX_CHANNELS = 65_536  # and of the batch
-MIN_LAST_AXIS = 32  # elements: narrower rows are padded to 64 bytes each
-LEAVES_ISLAND = ("cast", "conv", "linear", "matmul")
+WORST = 3  # findings that a tally keeps
 
 
-class Violation(NamedTuple):
-    """A value that the Neural Engine takes badly, or not at all.
+class Finding(NamedTuple):
+    """Something that breaks a rule.
 
     Attributes:
-        rule: ``rank`` above 5, ``dtype`` other than float16 outside the timestep's island, or ``axis``: sides that are
-            too long, or a last one that is too short for its tensor.
-        operation: that makes it, its type and name.
-        value: its type.
+        rule: its name, a key of :data:`~snapgen_pl.export.ane_rules.RULES`.
+        operation: whose doing it is, type and name; the package itself for its weights.
+        value: what it is, in words: mostly the type of a value.
+        bytes: that it takes; for the last axis, those of its padding.
+        exception: that it falls under, a key of :data:`~snapgen_pl.export.ane_exceptions.EXCEPTIONS`; None where it is
+            a violation.
     """
 
-    rule: Rule
+    rule: RuleName
     operation: str
     value: str
+    bytes: int
+    exception: str | None
 
 
-def violations(package: Package) -> list[Violation]:
-    """All violations, in the order of operations; constants are none."""
-    return list(_violations(package))
+class Tally(NamedTuple):
+    """The findings of one rule that fall under one exception, or under none.
+
+    Attributes:
+        rule: its name.
+        exception: likewise; None for violations.
+        total: how many there are.
+        bytes: of all of them.
+        operations: how many of each type, the most frequent first.
+        worst: those of the most bytes.
+    """
+
+    rule: RuleName
+    exception: str | None
+    total: int
+    bytes: int
+    operations: dict[str, int]
+    worst: tuple[Finding, ...]
+
+    @property
+    def reason(self) -> str | None:
+        """Why they are excepted."""
+        return None if self.exception is None else EXCEPTIONS[self.exception].reason
+
+    @property
+    def doers(self) -> str:
+        """How many operations of each type it is the doing of."""
+        return ", ".join(f"{count} {kind}" for kind, count in self.operations.items())
 
 
-def _violations(package: Package) -> Iterator[Violation]:
-    island = _island(package)
-    for operation in package.operations:
-        if operation.type == "const" or operation.type.startswith("constexpr_"):
-            continue
-        for name, made in operation.outputs.items():
-            if not made.dtype.startswith("FLOAT"):
-                continue
-            if len(made.shape) > MAX_RANK:
-                yield Violation("rank", str(operation), str(made))
-            if made.dtype != "FLOAT16" and name not in island:
-                yield Violation("dtype", str(operation), str(made))
-            if not _sides_fit(made):
-                yield Violation("axis", str(operation), str(made))
+def findings(package: Package) -> list[Finding]:
+    """All that breaks a rule, in the order of operations."""
+    return list(_findings(Dataflow(package)))
 
 
-def _sides_fit(made: TensorType) -> bool:
-    """Whether a tensor fits, and wastes little; one of few elements wastes little whatever its shape."""
-    last = made.shape[-1] if made.shape else 1
-    if made.size > MIN_LAST_AXIS and last < MIN_LAST_AXIS:
-        return False
-    sides, channels = made.shape[2:], made.shape[:2]
-    return last <= MAX_SIDE and all(side <= MAX_SIDE for side in sides) and all(c <= MAX_CHANNELS for c in channels)
+def tallies(found: Iterable[Finding]) -> tuple[Tally, ...]:
+    """Findings by rule and exception: violations first, then in the order of the rules."""
+    groups: dict[tuple[RuleName, str | None], list[Finding]] = {}
+    for finding in found:
+        groups.setdefault((finding.rule, finding.exception), []).append(finding)
+    order = list(RULES)
+    keys = sorted(groups, key=lambda key: (key[1] is not None, order.index(key[0])))
+    return tuple(_tally(*key, groups[key]) for key in keys)
 
 
-def _island(package: Package) -> set[str]:
-    """What is computed of the timestep alone, before its first product with weights."""
-    island = {ISLAND_INPUT}
-    constants = {name for operation in package.operations if operation.type == "const" for name in operation.outputs}
-    for operation in package.operations:
-        read = {name for bound in operation.inputs.values() for name in bound if isinstance(name, str)} - constants
-        if read and read <= island and operation.type not in LEAVES_ISLAND:
-            island |= set(operation.outputs)
-    return island
+def broken(rules: Iterable[Tally]) -> str:
+    """How often each rule is broken, exceptions left out, in words; empty where none is."""
+    return ", ".join(f"{tally.total} {tally.rule}" for tally in rules if tally.exception is None)
+
+
+def _findings(flow: Dataflow) -> Iterator[Finding]:
+    for operation in flow.operations:
+        for name, rule in RULES.items():
+            for value, size in rule(operation, flow):
+                yield Finding(name, str(operation), value, size, exception_from(name, operation, flow))
+
+
+def _tally(rule: RuleName, exception: str | None, found: list[Finding]) -> Tally:
+    types = Counter(finding.operation.split()[0] for finding in found)
+    worst = sorted(found, key=lambda finding: finding.bytes, reverse=True)[:WORST]
+    size = sum(finding.bytes for finding in found)
+    return Tally(rule, exception, len(found), size, dict(types.most_common()), tuple(worst))

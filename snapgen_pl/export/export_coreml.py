@@ -2,14 +2,13 @@
 
 import shutil
 import time
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch import Tensor
 
-from snapgen_pl.export.ane import Violation, violations
+from snapgen_pl.export.ane import Tally, findings, tallies
 from snapgen_pl.export.extra import require
 from snapgen_pl.export.gates import Measurement, Progress, gate_a, gate_b, gate_c, measure
 from snapgen_pl.export.options import Options
@@ -30,8 +29,7 @@ class CoreMLRecord(NamedTuple):
         operations: how many of each type, constants left out, the most frequent first.
         float32: the same in float32 against torch: gate A.
         float16: the package against torch: gates B and C.
-        violations: of the Neural Engine's rules, how many of each.
-        examples: one of each.
+        rules: of the Neural Engine that are broken, or that something is excepted from.
         seconds: that lowering and saving both took, without evaluating them.
     """
 
@@ -42,8 +40,7 @@ class CoreMLRecord(NamedTuple):
     operations: dict[str, int]
     float32: Measurement
     float16: Measurement
-    violations: dict[str, int]
-    examples: dict[str, Violation]
+    rules: tuple[Tally, ...]
     seconds: float
 
 
@@ -88,7 +85,6 @@ def export_coreml(
         half.rename(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    broken = violations(package)
     return CoreMLRecord(
         graph,
         path,
@@ -97,8 +93,7 @@ def export_coreml(
         package.operation_counts,
         float32,
         float16,
-        dict(Counter(violation.rule for violation in broken)),
-        {violation.rule: violation for violation in reversed(broken)},
+        tallies(findings(package)),
         seconds + more_seconds,
     )
 

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from snapgen_pl.config_files import Value, as_value
+from snapgen_pl.export.ane import Tally, broken
+from snapgen_pl.export.ane_exceptions import EXCEPTIONS
 from snapgen_pl.export.export_coreml import CoreMLRecord
 from snapgen_pl.export.gates import MAX_RELATIVE_L2, MIN_PSNR_DB, Measurement
 from snapgen_pl.export.onnx import MAX_ERROR, OnnxRecord
 from snapgen_pl.provenance import describe_code, describe_machine
 
-MEGA = 1e6
+KILO, MEGA = 1e3, 1e6
 
 
 class GraphRecord(NamedTuple):
@@ -53,13 +55,33 @@ def report_markdown(records: Sequence[GraphRecord]) -> str:
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
         *(_row(record) for record in records),
     ]
+    rules = [_rule(record.coreml.graph, tally) for record in records if record.coreml for tally in record.coreml.rules]
     return "\n".join(lines) + (
         f"\n\nONNX Runtime against torch: the largest difference, under {MAX_ERROR:.0e} of the largest value or of 1. "
         f"The package in float32 against torch: relative L2, under {MAX_RELATIVE_L2:.0e}. In float16: PSNR, "
         f"{MIN_PSNR_DB:.0f} dB or more, and no value on the way is NaN or infinite; the largest is told as a share of "
-        "float16's largest too. Rules broken are those of the Neural Engine, counted by value; report.json has "
-        "examples.\n"
+        "float16's largest too. Rules broken are those of the Neural Engine, counted by value.\n"
+        + (f"\n{_RULES_HEAD}\n" + "\n".join(rules) + f"\n\n{_exceptions(records)}\n" if rules else "")
     )
+
+
+_RULES_HEAD = (
+    "| graph | rule of the Neural Engine | broken, or excepted as | values | kB | by | the largest |\n"
+    "|---|---|---|--:|--:|---|---|"
+)
+
+
+def _rule(graph: str, tally: Tally) -> str:
+    worst = tally.worst[0]
+    cells = [graph, tally.rule, tally.exception or "**broken**", f"{tally.total:,}", f"{tally.bytes / KILO:,.1f}",
+             tally.doers, f"{worst.operation}: {worst.value}"]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def _exceptions(records: Sequence[GraphRecord]) -> str:
+    met = {tally.exception for record in records if record.coreml for tally in record.coreml.rules}
+    told = [f"- {name}: {exception.reason}." for name, exception in EXCEPTIONS.items() if name in met]
+    return "\n".join(["kB are those of the values, or of the padding of a short last axis. Excepted are:", "", *told])
 
 
 def _row(record: GraphRecord) -> str:
@@ -74,7 +96,7 @@ def _row(record: GraphRecord) -> str:
         f"{coreml.float16.difference.psnr_db:.1f} dB",
         "-" if largest is None else f"{largest.largest:.4g} in {largest.type}, {largest.share:.2%}",
         str(sum(coreml.operations.values())),
-        ", ".join(f"{count} {rule}" for rule, count in coreml.violations.items()) or "none",
+        broken(coreml.rules) or "none",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -88,9 +110,13 @@ def _graph(record: GraphRecord) -> dict[str, object]:
             "options": coreml.options._asdict(),
             "float32": _measurement(coreml.float32),
             "float16": _measurement(coreml.float16),
-            "examples": {rule: violation._asdict() for rule, violation in coreml.examples.items()},
+            "rules": [_tally(tally) for tally in coreml.rules],
         }
     return about
+
+
+def _tally(tally: Tally) -> dict[str, object]:
+    return {**tally._asdict(), "reason": tally.reason, "worst": [finding._asdict() for finding in tally.worst]}
 
 
 def _measurement(measured: Measurement) -> dict[str, object]:

@@ -10,7 +10,7 @@ from rich.progress import track
 from torch import Tensor
 
 from snapgen_pl.autoencoders.with_decoder import with_decoder
-from snapgen_pl.export.ane import violations
+from snapgen_pl.export.ane import broken, findings, tallies
 from snapgen_pl.export.evaluate import evaluate
 from snapgen_pl.export.example import Example, read_example
 from snapgen_pl.export.extra import require_all
@@ -86,8 +86,7 @@ def verify(package: str, example: str | None = None, noise: float | None = None)
     for complaint in filter(None, (gate_c(measured), gate_a(measured) if whole else gate_b(measured))):
         raise ValueError(f"{package} fails {complaint}")
     relative, psnr, largest = measured.difference
-    broken = violations(read)
-    examples = {violation.rule: violation for violation in reversed(broken)}
+    rules = tallies(findings(read))
     lines = [
         f"{package}: {len(read.operations):,} operations, {read.opset}",
         f"against {'torch' if file is not None else 'itself in float32'}: relative L2 {relative:.1e}, "
@@ -96,8 +95,12 @@ def verify(package: str, example: str | None = None, noise: float | None = None)
             f"largest of {each.type}: {each.largest:g}, {each.share:.2%} of float16's largest, in {each.operation}"
             for each in measured.largest[:5]
         ),
-        f"values that break a rule of the Neural Engine: {len(broken)}",
-        *(f"  {each.rule}: {each.operation} gives {each.value}" for each in examples.values()),
+        f"rules of the Neural Engine broken: {broken(rules) or 'none'}",
+        *(
+            f"  {each.rule}, {each.reason or 'BROKEN'}: {each.total} by {each.doers}; the largest is "
+            f"{each.worst[0].operation}, {each.worst[0].value}"
+            for each in rules
+        ),
     ]
     return "\n".join(lines)
 

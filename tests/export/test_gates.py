@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapgen_pl.export.ane import violations
-from snapgen_pl.export.constant import TensorType
 from snapgen_pl.export.difference import EQUAL_DB, difference
 from snapgen_pl.export.example import Example, read_example
 from snapgen_pl.export.export_coreml import CoreMLRecord, export_coreml
@@ -21,7 +18,6 @@ from snapgen_pl.export.mil.elementwise import apply
 from snapgen_pl.export.mil.layout import Value
 from snapgen_pl.export.mil.lowering import RULES, Lowering
 from snapgen_pl.export.options import AttentionLayout, Options
-from snapgen_pl.export.package import read_package
 from tests.export.exported_run import Exported
 from tests.export.lowered import graph_file
 from tests.export.test_mil import node, numbers
@@ -160,21 +156,3 @@ def test_equal_tensors_and_nothing_expected() -> None:
     assert difference(one, zero) == (1, -EQUAL_DB, 1)
     with pytest.raises(ValueError, match="found"):
         difference(one, torch.ones(1, 3))
-
-
-def test_rules_of_the_neural_engine(exported_classes: Exported) -> None:
-    record = exported_classes.records["denoiser"].coreml
-    assert record is not None
-    package = read_package(record.path)
-    assert {violation.rule for violation in violations(package)} <= {"axis"}
-    made = {"conv": TensorType("FLOAT16", (1, 2, 3, 4, 5, 6)), "silu": TensorType("FLOAT32", (1, 8, 4, 64)),
-            "softmax": TensorType("FLOAT16", (1, 8, 1, 20_000)), "mul": TensorType("FLOAT16", (1, 64, 64, 1)),
-            "add": TensorType("FLOAT16", (1, 64, 8, 32))}  # fmt: skip
-    template = next(operation for operation in package.operations if operation.type == "conv")
-    operations = tuple(
-        replace(template, type=kind, name=kind, outputs={f"{kind}_out": type_}) for kind, type_ in made.items()
-    )
-    found = violations(replace(package, operations=operations))
-    assert [(each.rule, each.operation.split()[0]) for each in found] == [
-        ("rank", "conv"), ("axis", "conv"), ("dtype", "silu"), ("axis", "softmax"), ("axis", "mul"),
-    ]  # fmt: skip

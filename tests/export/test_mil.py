@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from onnx import NodeProto
 from onnx.helper import make_node
 
-from snapgen_pl.export.mil import RULES, lower, read_graph
+from snapgen_pl.export.limits import LEAST_HALF, MOST_HALF
+from snapgen_pl.export.mil import RULES, OnnxGraph, lower, read_graph
 from snapgen_pl.export.mil.elementwise import BINARY, UNARY
+from snapgen_pl.export.mil.lowering import Lowering
 from snapgen_pl.export.options import Options
 from tests.export.lowered import FLOAT32, Array, check, graph_file, package
 
@@ -112,7 +114,7 @@ def test_clip_has_two_bounds_or_one() -> None:
     check([node("Clip", ["x", "", "high"])], {"x": numbers(0, 3, 4)}, {"high": high})
 
 
-MOVING = ["Transpose", "Reshape", "Add", "Mul", "Softmax", "MatMul", "Squeeze", "Slice"]
+MOVING = ["Transpose", "Reshape", "Add", "Mul", "Softmax", "MatMul", "Squeeze", "Slice", "Split"]
 
 
 @more
@@ -123,9 +125,7 @@ def test_any_way_through_transposes_and_reshapes_moves_what_onnx_moves(
     nodes, constants, name, original = [], {}, "x", shape
     for step in range(data.draw(st.integers(1, 6))):
         following = f"v{step}"
-        kind = data.draw(
-            st.sampled_from(["Transpose", "Reshape", "Add", "Mul", "Softmax", "MatMul", "Squeeze", "Slice"])
-        )
+        kind = data.draw(st.sampled_from(MOVING))
         long = [axis for axis, size in enumerate(shape) if size > 1]
         if kind == "Transpose" and shape:
             perm = data.draw(st.permutations(range(len(shape))))
@@ -143,6 +143,11 @@ def test_any_way_through_transposes_and_reshapes_moves_what_onnx_moves(
             axis = data.draw(st.sampled_from(long))
             constants |= {f"b{step}": whole(1), f"e{step}": whole(shape[axis]), f"a{step}": whole(axis)}
             nodes.append(node(kind, [name, f"b{step}", f"e{step}", f"a{step}"], [following]))
+            shape = tuple(size - 1 if place == axis else size for place, size in enumerate(shape))
+        elif kind == "Split" and long:
+            axis = data.draw(st.sampled_from(long))
+            constants[f"p{step}"] = whole(1, shape[axis] - 1)
+            nodes.append(node(kind, [name, f"p{step}"], [f"first{step}", following], axis=axis))
             shape = tuple(size - 1 if place == axis else size for place, size in enumerate(shape))
         elif kind == "Softmax" and long:
             nodes.append(node(kind, [name], [following], axis=data.draw(st.sampled_from(long))))
@@ -264,11 +269,11 @@ def test_norms_over_the_last_axis(shape: tuple[int, ...], gain: bool, seed: int)
 
 
 @few
-@given(batch=st.integers(1, 2), groups=st.sampled_from([1, 2, 8]), seed=seeds)
-def test_group_norm(batch: int, groups: int, seed: int) -> None:
+@given(batch=st.integers(1, 2), groups=st.sampled_from([1, 2, 8]), width=st.sampled_from([6, 40]), seed=seeds)
+def test_group_norm(batch: int, groups: int, width: int, seed: int) -> None:
     constants = {"g": 1 + numbers(seed, 8), "b": numbers(seed + 1, 8)}
     nodes = [node("GroupNormalization", ["x", "g", "b"], num_groups=groups, epsilon=1e-3)]
-    check(nodes, {"x": 3 + 2 * numbers(seed + 2, batch, 8, 4, 6)}, constants)
+    check(nodes, {"x": 3 + 2 * numbers(seed + 2, batch, 8, 4, width)}, constants)
 
 
 REDUCTIONS = ["ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL2", "ReduceSumSquare"]
@@ -335,6 +340,62 @@ def test_attention_in_every_layout(
         nodes, names = [node("Greater", ["m", "half"], ["mb"]), node("Expand", ["mb", "rows"], ["me"])], [*names, "me"]
     attributes = {} if scale is None else {"scale": scale}
     check([*nodes, node("Attention", names, **attributes)], inputs, constants, options)
+
+
+def test_the_keys_of_many_layers_are_moved_once() -> None:
+    """(B, S, layers x width) -> keys of each, by a transpose and a split, as einsum takes them."""
+    constants = {"w": numbers(0, 12, 24), "heads": whole(2, 6, 3, 8), "sizes": whole(1, 1, 1)}
+    nodes = [node("MatMul", ["c", "w"], ["k"]), node("Reshape", ["k", "heads"], ["h"]),
+             node("Transpose", ["h"], ["t"], perm=[0, 2, 1, 3]),
+             node("Split", ["t", "sizes"], ["k0", "k1", "k2"], axis=1),
+             *(node("Attention", ["q", f"k{layer}", "v"], [f"y{layer}"]) for layer in range(3))]  # fmt: skip
+    inputs = {"c": numbers(1, 2, 6, 12), "q": numbers(2, 2, 4, 5, 8), "v": numbers(3, 2, 1, 6, 4)}
+    found = check(nodes, inputs, constants, outputs=("y0", "y1", "y2"))
+    # What is given to the product, and once for all keys; then queries, values and results of each as they are given.
+    assert [each.type for each in found.extremes].count("transpose") == 1 + 1 + 3 * 3
+
+
+@pytest.mark.parametrize(("positions", "products"), [(4000, 2), (6000, 4)])
+def test_queries_lie_behind_each_other_as_far_as_a_side_goes(positions: int, products: int) -> None:
+    inputs = {"q": numbers(0, 1, 4, positions, 8), "k": numbers(1, 1, 1, 3, 8), "v": numbers(2, 1, 1, 3, 8)}
+    found = check([node("Attention", ["q", "k", "v"])], inputs, options=Options(False, "fold"))
+    assert [each.type for each in found.extremes].count("einsum") == products
+
+
+@pytest.mark.parametrize(("side", "moved"), [(128, True), (130, False)])
+def test_positions_lie_in_a_row_as_far_as_a_side_goes(tmp_path: Any, side: int, moved: bool) -> None:
+    constants = {"w": numbers(1, 3, 2)}
+    nodes = [node("Transpose", ["x"], ["t"], perm=[0, 2, 3, 1]), node("MatMul", ["t", "w"], ["p"]),
+             node("Transpose", ["p"], perm=[0, 3, 1, 2])]  # fmt: skip
+    x = {"x": numbers(0, 1, 3, side, side)}
+    check(nodes, x, constants)
+    read = package(graph_file(tmp_path, nodes, x, constants))
+    (shape,) = (made.shape for each in read.operations if each.type == "conv" for made in each.outputs.values())
+    assert shape == ((1, 2, 1, side**2) if moved else (1, 2, side, side))
+
+
+def test_what_is_looked_up_for_tokens_lies_channels_first_at_once() -> None:
+    constants = {"table": numbers(0, 9, 8), "a": numbers(1, 8, 8), "b": numbers(2, 8, 8)}
+    nodes = [node("Gather", ["table", "x"], ["e"]), node("MatMul", ["e", "a"], ["m"]), node("Add", ["e", "m"], ["n"]),
+             node("MatMul", ["n", "b"], ["o"]), node("Add", ["n", "o"])]  # fmt: skip
+    found = check(nodes, {"x": np.array([[3, 0, 6]], np.int32)}, constants)
+    assert [each.type for each in found.extremes].count("transpose") == 2  # and as ONNX has it at the end
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=20))
+def test_constants_of_float16_are_numbers_that_the_neural_engine_takes(values: list[float]) -> None:
+    lowering = Lowering(OnnxGraph((), {}, (), (), {}), Options(), {}, {})
+    given_ = np.array(values, np.float32)
+    made = lowering.cast_array(given_)
+    assert made.dtype == np.float16
+    assert np.isfinite(made).all()
+    assert not np.any((made != 0) & (np.abs(made) < LEAST_HALF))
+    assert np.all(np.abs(made[np.isinf(given_)]) == MOST_HALF)
+    near = np.abs(given_) < 65504
+    error = np.abs(made[near].astype(np.float64) - given_[near])
+    assert np.all(error <= np.maximum(LEAST_HALF / 2, np.abs(given_[near]) * 2.0**-11))
+    # In float32 and in the island they stay what they are.
+    np.testing.assert_array_equal(lowering.cast_array(given_, island=True)[near], given_[near])
 
 
 def test_float16_is_everywhere_but_in_the_timesteps_island(tmp_path: Any) -> None:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from snapgen_pl.__main__ import main
+from snapgen_pl.export.ane_exceptions import EXCEPTIONS
 from snapgen_pl.export.example import read_example
 from tests.export.exported_run import Exported
 from tests.export.test_generate_onnx import draw
@@ -49,7 +50,14 @@ def test_the_report_keeps_every_figure(exported_texts: Exported) -> None:
     assert denoiser["coreml"]["float16"]["psnr_db"] > 50
     assert denoiser["coreml"]["float16"]["largest"][0]["largest"] > 0
     assert denoiser["coreml"]["operations"]["conv"] > 5
+    (reason,) = {rule["reason"] for rule in denoiser["coreml"]["rules"] if rule["exception"] == "keys"}
+    assert reason == EXCEPTIONS["keys"].reason
+    first = denoiser["coreml"]["rules"][0]  # rows of four positions
+    assert (first["rule"], first["exception"], first["reason"]) == ("axis", None, None)
+    assert first["total"] == sum(first["operations"].values()) >= len(first["worst"]) == 3
     page = (exported_texts.folder / "report.md").read_text()
+    assert "| denoiser | axis | **broken** |" in page
+    assert f"- keys: {reason}." in page
     assert [line.split(" | ")[0] for line in page.splitlines()[2:7]] == [f"| {name}" for name in report["graphs"]]
 
 
@@ -67,7 +75,10 @@ def test_verify_compares_with_torch_where_there_is_an_example(
 ) -> None:
     package = exported_classes.folder / "coreml" / "denoiser.mlpackage"
     assert main(["export", "verify", str(package)]) == 0
-    assert "against torch: relative L2" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "against torch: relative L2" in said
+    assert "  axis, BROKEN: " in said
+    assert f"  transpose, {EXCEPTIONS['keys'].reason}: 2 by 2 transpose; the largest is transpose '" in said
     alone = tmp_path / "alone" / "denoiser.mlpackage"
     shutil.copytree(package, alone)
     assert main(["export", "verify", str(alone)]) == 0

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from snapgen_pl.export.limits import MAX_SIDE, MOST_HALF
 from snapgen_pl.export.mil import layout
 from snapgen_pl.export.mil.elementwise import combine, scaled
 from snapgen_pl.export.mil.graph import Array
@@ -18,8 +19,8 @@ from snapgen_pl.export.mil.layout import Value, Var
 from snapgen_pl.export.mil.lowering import Lowering, lowers
 from snapgen_pl.export.options import AttentionLayout
 
-# Added to the score of what may not be attended to: float16 has no larger one to spare, and infinities make NaN.
-NOT_AT_ALL = -4e4
+NOT_AT_ALL = -MOST_HALF  # added to the score of what may not be attended to
+KEYS = 1  # the place of keys among the inputs of ONNX's Attention
 
 
 class Heads(NamedTuple):
@@ -78,14 +79,16 @@ def _split(lowering: Lowering, heads: Heads) -> Value:
 
 
 def _fold(lowering: Lowering, heads: Heads) -> Value:
-    """Heads that share keys and values in one product, their queries behind each other."""
+    """Heads that share keys and values in one product, their queries behind each other, as far as a side goes."""
     queries = _columns(lowering, heads.q)
+    most = max(1, MAX_SIDE // heads.q.shape[2])
     results: list[Var] = []
     for group, (keys, values) in enumerate(_keys_and_values(lowering, heads)):
-        start = group * heads.sharing
-        together = _concat(lowering, queries[start : start + heads.sharing], axis=3)
-        result = _attend(lowering, together, keys, values, heads.bias)
-        results += _parts(lowering, result, heads.sharing, axis=3)
+        own = queries[group * heads.sharing : (group + 1) * heads.sharing]
+        for start in range(0, len(own), most):
+            part = own[start : start + most]
+            result = _attend(lowering, _concat(lowering, part, axis=3), keys, values, heads.bias)
+            results += _parts(lowering, result, len(part), axis=3)
     return _joined(lowering, heads, results)
 
 
@@ -147,9 +150,15 @@ def _attend(lowering: Lowering, query_BD1Q: Var, key_BS1D: Var, value_BE1S: Var,
 
 def _keys_and_values(lowering: Lowering, heads: Heads) -> list[tuple[Var, Var]]:
     """Per head, keys (B, S, 1, D) and values (B, E, 1, S)."""
-    batch, count, tokens, width = heads.k.shape
-    rows = layout.view(lowering.emit, _plain(lowering, heads.k), (batch, count * tokens, 1, width))
-    return list(zip(_parts(lowering, rows, count, axis=1), _columns(lowering, heads.v), strict=True))
+    rows = _parts(lowering, key_rows(lowering, heads.k).var, heads.k.shape[1], axis=1)
+    return list(zip(rows, _columns(lowering, heads.v), strict=True))
+
+
+def key_rows(lowering: Lowering, keys_BKSD: Value) -> Value:
+    """Keys as einsum takes them: (B, K S, 1, D)."""
+    batch, count, tokens, width = keys_BKSD.shape
+    rows = layout.view(lowering.emit, _plain(lowering, keys_BKSD), (batch, count * tokens, 1, width))
+    return layout.plain(rows, keys_BKSD.shape)
 
 
 def _columns(lowering: Lowering, value: Value) -> list[Var]:
@@ -201,10 +210,10 @@ def _made_bias(lowering: Lowering, mask: Value) -> Value:
 
 def _bias_columns(lowering: Lowering, bias: Value, queries: int) -> Var:
     """(B, S, 1, queries or 1), repeated where heads lie behind each other."""
-    key = ("bias columns", bias.var.name, queries)
+    batch, _, own, tokens = bias.shape
+    key = ("bias columns", bias.var.name, queries if own > 1 else 1)
     if key not in lowering.shared:
         order = [axis for axis in (0, 3, 2) if bias.shape[axis] > 1]
-        batch, _, own, tokens = bias.shape
         var = layout.view(lowering.emit, layout.permuted(lowering.emit, bias, order), (batch, tokens, 1, own))
         if 1 < own < queries:
             var = _concat(lowering, [var] * (queries // own), axis=3)

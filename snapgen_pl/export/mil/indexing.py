@@ -6,17 +6,24 @@ from coremltools.converters.mil.mil import types
 from snapgen_pl.export.mil import layout
 from snapgen_pl.export.mil.layout import Value
 from snapgen_pl.export.mil.lowering import Lowering, lowers
+from snapgen_pl.export.mil.products import channels_first
 
 
 @lowers("Gather")
 def gather(lowering: Lowering) -> Value:
-    """Entries along an axis; from a table, or from a tensor at known places."""
+    """Entries along an axis; from a table, or from a tensor at known places.
+
+    What is looked up for tokens is laid out at once as products take it, channels first.
+    """
     table, indices = lowering.variable(0), lowering.operand(1)
     axis = lowering.attribute("axis", 0) % len(table.shape)
     shape = (*table.shape[:axis], *indices.shape, *table.shape[axis + 1 :])
     whole = layout.as_onnx(lowering.emit, table)
     places = layout.as_onnx(lowering.emit, indices) if isinstance(indices, Value) else _known(table, indices, axis)
-    return layout.plain(lowering.emit("gather", x=whole, indices=places, axis=axis, **_unchecked(lowering)), shape)
+    found = layout.plain(lowering.emit("gather", x=whole, indices=places, axis=axis, **_unchecked(lowering)), shape)
+    if isinstance(indices, Value) and axis == 0 and len(table.shape) == 2:
+        return layout.permuted(lowering.emit, found, channels_first(found, len(shape) - 1))
+    return found
 
 
 @lowers("GatherND")

@@ -13,7 +13,7 @@ from math import prod
 from operator import mul
 from typing import Any, Protocol
 
-MAX_RANK = 5  # of a tensor on the Neural Engine, and of most operators of MIL
+from snapgen_pl.export.limits import MAX_RANK
 
 Shape = tuple[int, ...]
 Var = Any  # coremltools has no types
@@ -68,14 +68,15 @@ def spread_shape(value: Value) -> Shape:
     """A shape that gives every axis a dimension of its own, of rank 4 where that suffices.
 
     The first axis stays first, as a batch; a lone pair after it becomes (C, 1, S), for so the Neural Engine's rank of 4
-    has channels and positions.
+    has channels and positions. A vector is a row: as (C, 1, 1) each of its numbers would be a row of 64 bytes.
     """
     sizes = list(value.sizes)
     batch = sizes.pop(0) if value.order[:1] == (0,) and len(value.shape) > 1 else 1
+    if len(sizes) < 2:
+        return (batch, *(sizes or [1]))
     if len(sizes) > 3:
         return (batch, *sizes) if batch > 1 else tuple(sizes)
-    padded = {0: [1, 1, 1], 1: [*sizes, 1, 1], 2: [*sizes[:1], 1, *sizes[1:]], 3: sizes}[len(sizes)]
-    return (batch, *padded)
+    return (batch, sizes[0], 1, sizes[1]) if len(sizes) == 2 else (batch, *sizes)
 
 
 def separate(emit: Emit, value: Value, axes: Iterable[int]) -> tuple[Var, dict[int, int]]:
@@ -103,6 +104,27 @@ def separate(emit: Emit, value: Value, axes: Iterable[int]) -> tuple[Var, dict[i
         value = Value(view(emit, value, shape), value.shape, value.order)
         found = _dimensions(value, shape)
     return value.var, {axis: found[axis] for axis in axes}
+
+
+def parts_along(emit: Emit, value: Value, axis: int) -> tuple[Var, int, int]:
+    """The elements under a shape where parts of an axis are parts of a dimension: as they lie, if they lie so.
+
+    Args:
+        emit: adds the reshape that it may take.
+        value: a tensor.
+        axis: larger than 1.
+
+    Returns:
+        The variable, the dimension, and how many of its elements are one of the axis.
+    """
+    spans = dict(zip(value.order, _spans(value.sizes), strict=True))
+    if axis in spans:
+        start, end = spans[axis]
+        for dimension, (first, last) in enumerate(_spans(value.var.shape)):
+            if first == start and last % end == 0:
+                return value.var, dimension, last // end
+    var, places = separate(emit, value, [axis])
+    return var, places[axis], 1
 
 
 def spread_dimension(value: Value, axis: int) -> int:

@@ -17,14 +17,13 @@ from coremltools import target as Target
 from coremltools.converters.mil import Builder as mb  # noqa: N813  (what all code of MIL calls it)
 from coremltools.converters.mil.mil import Function, Program, types
 
+from snapgen_pl.export.limits import LEAST_HALF, MOST_HALF
 from snapgen_pl.export.mil import layout
 from snapgen_pl.export.mil.graph import Array, Node, OnnxGraph, TensorType
 from snapgen_pl.export.mil.layout import Value, Var
 from snapgen_pl.export.options import ISLAND_INPUT, Options
 
 Operand = Value | Array
-
-LEAST_HALF = 2.0**-14  # the smallest normal number of float16; smaller ones may be taken for 0
 
 
 @dataclass
@@ -97,6 +96,11 @@ class Lowering:
         """An attribute of the node."""
         return self.node.attributes.get(name, default)
 
+    def read_as(self, name: str, op: str, place: int) -> bool:
+        """Whether a value is read, and only as this input of operators of this type."""
+        uses = [(node.op, at) for node in self.graph.nodes for at, given in enumerate(node.inputs) if given == name]
+        return bool(uses) and set(uses) == {(op, place)}
+
     def require(self, **values: Any) -> None:
         """Refuses a node with other attributes than these; those that it has not count as equal.
 
@@ -118,12 +122,18 @@ class Lowering:
         return Value(self.emit("cast", x=value.var, dtype="fp16"), value.shape, value.order)
 
     def cast_array(self, array: Array, island: bool = False) -> Array:
-        """A constant in the types that Core ML has."""
-        if np.issubdtype(array.dtype, np.floating):
-            dtype = np.float32 if island else self.dtype
-            # Infinities mean "not at all" in masks; MIL computes with them, the Neural Engine need not.
-            return np.clip(array, np.finfo(dtype).min, np.finfo(dtype).max).astype(dtype)
-        return array if array.dtype == np.bool_ else array.astype(np.int32)
+        """A constant in the types that Core ML has, of numbers that the Neural Engine takes.
+
+        Infinities mean "not at all" in masks, for which 4e4 is enough. Numbers under float16's least normal one become
+        that or 0, whichever is nearer, for there is no telling who flushes them.
+        """
+        if not np.issubdtype(array.dtype, np.floating):
+            return array if array.dtype == np.bool_ else array.astype(np.int32)
+        array = np.where(np.isinf(array), np.sign(array) * MOST_HALF, array)
+        if island or not self.options.half:
+            return array.astype(np.float32)
+        array = np.clip(array, np.finfo(np.float16).min, np.finfo(np.float16).max)
+        return np.where(np.abs(array) < LEAST_HALF, np.rint(array / LEAST_HALF) * LEAST_HALF, array).astype(np.float16)
 
     def epsilon(self, value: float) -> np.floating[Any]:
         """An epsilon of a norm: exact where it may have a type of its own (iOS 17), else one that float16 keeps."""

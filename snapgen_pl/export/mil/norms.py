@@ -5,6 +5,7 @@ from math import prod
 
 import numpy as np
 
+from snapgen_pl.export.limits import MAX_SIDE, MIN_LAST_AXIS
 from snapgen_pl.export.mil import layout
 from snapgen_pl.export.mil.elementwise import combine
 from snapgen_pl.export.mil.layout import Value
@@ -50,8 +51,10 @@ def group_norm(lowering: Lowering) -> Value:
     batch, channels, *sides = value.shape
     groups = lowering.attribute("num_groups")
     value = layout.permuted(lowering.emit, value, layout.plain_order(value.shape))
-    # Not (batch, groups, channels / groups, positions): the Neural Engine's sides end at 16,384.
-    shape = (batch, groups, channels // groups * prod(sides[:-1]), sides[-1])
+    # Positions in a row only where their own rows are short: the Neural Engine's sides end at 16,384.
+    joined = sides[-1] < MIN_LAST_AXIS and prod(sides) <= MAX_SIDE
+    width = prod(sides) if joined else sides[-1]
+    shape = (batch, groups, channels * prod(sides) // (groups * width), width)
     grouped = layout.view(lowering.emit, value, shape)
     epsilon = lowering.epsilon(lowering.attribute("epsilon", 1e-5))
     normal = lowering.emit("instance_norm", x=grouped, epsilon=epsilon)

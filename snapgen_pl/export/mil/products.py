@@ -4,6 +4,7 @@ from math import prod
 
 import numpy as np
 
+from snapgen_pl.export.limits import MAX_SIDE
 from snapgen_pl.export.mil import layout
 from snapgen_pl.export.mil.graph import Array
 from snapgen_pl.export.mil.layout import Value
@@ -79,14 +80,14 @@ def contracted(lowering: Lowering, value: Value, axis: int, weight_OC: Array, bi
         vector = layout.view(lowering.emit, value, (1, value.shape[axis]))
         var = lowering.emit("linear", x=vector, weight=lowering.cast_array(weight_OC), **bias)
         return layout.plain(var, shape)
-    value = layout.permuted(lowering.emit, value, _channels_first(value, axis))
+    value = layout.permuted(lowering.emit, value, channels_first(value, axis))
     columns = layout.view(lowering.emit, value, _columns_shape(value, axis))
     weight_OC11 = lowering.cast_array(weight_OC)[:, :, None, None]
     var = lowering.emit("conv", x=columns, weight=weight_OC11, pad_type="valid", **bias)
     return Value(var, shape, tuple(place for place in _with_axis(value, axis) if shape[place] > 1))
 
 
-def _channels_first(value: Value, axis: int) -> tuple[int, ...]:
+def channels_first(value: Value, axis: int) -> tuple[int, ...]:
     """The order with an axis right after the batch; the others keep theirs."""
     rest = [place for place in value.order if place != axis]
     batch = [rest.pop(0)] if rest[:1] == [0] and len(value.shape) > 2 and axis != 0 else []
@@ -94,18 +95,19 @@ def _channels_first(value: Value, axis: int) -> tuple[int, ...]:
 
 
 def _with_axis(value: Value, axis: int) -> tuple[int, ...]:
-    """The order of :func:`_channels_first`, with the axis even where it was of size 1."""
-    return _channels_first(Value(None, (*value.shape[:axis], 2, *value.shape[axis + 1 :]), value.order), axis)
+    """The order of :func:`channels_first`, with the axis even where it was of size 1."""
+    return channels_first(Value(None, (*value.shape[:axis], 2, *value.shape[axis + 1 :]), value.order), axis)
 
 
 def _columns_shape(value: Value, axis: int) -> layout.Shape:
-    """(B, C, H, W) as the positions lie already, else (B, C, 1, S)."""
+    """(B, C, 1, S), as attention wants positions; more of them than a side holds stay (B, C, H, W) if they lie so."""
     batch = value.shape[0] if value.order[:1] == (0,) and axis != 0 and len(value.shape) > 2 else 1
     channels = value.shape[axis]
+    positions = prod(value.shape) // (batch * channels)
     own = tuple(value.var.shape)
-    if len(own) == 4 and own[:2] == (batch, channels):
+    if positions > MAX_SIDE and len(own) == 4 and own[:2] == (batch, channels):
         return own
-    return (batch, channels, 1, prod(value.shape) // (batch * channels))
+    return (batch, channels, 1, positions)
 
 
 @lowers("Col2Im")

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from snapgen_pl.export.limits import MAX_RANK
 from snapgen_pl.export.mil import layout
+from snapgen_pl.export.mil.attention import KEYS, key_rows
 from snapgen_pl.export.mil.layout import Value
 from snapgen_pl.export.mil.lowering import Lowering, Operand, lowers
 
@@ -69,8 +71,8 @@ def expand(lowering: Lowering) -> Value:
     value = layout.renamed(value, before)
     if before == shape:
         return value
-    if len(shape) > layout.MAX_RANK:
-        raise ValueError(f"a result of shape {shape} has rank {len(shape)}; Core ML has {layout.MAX_RANK} at most")
+    if len(shape) > MAX_RANK:
+        raise ValueError(f"a result of shape {shape} has rank {len(shape)}; Core ML has {MAX_RANK} at most")
     reps = [wanted // size for wanted, size in zip(shape, before, strict=True)]
     whole = layout.view(lowering.emit, layout.permuted(lowering.emit, value, layout.plain_order(before)), before)
     return layout.plain(lowering.emit("tile", x=whole, reps=reps), shape)
@@ -122,6 +124,8 @@ def split(lowering: Lowering) -> list[Value]:
         if lowering.has(1)
         else [min(chunk, value.shape[axis] - chunk * part) for part in range(count)]
     )
+    if len(value.shape) == 4 and all(lowering.read_as(name, "Attention", KEYS) for name in lowering.node.outputs):
+        value = key_rows(lowering, value)  # the keys of all layers by one transpose
     return parted(lowering, value, axis, sizes)
 
 
@@ -129,8 +133,8 @@ def parted(lowering: Lowering, value: Value, axis: int, sizes: Sequence[int]) ->
     """Parts of a tensor along an axis."""
     if len(sizes) == 1:
         return [value]
-    var, places = layout.separate(lowering.emit, value, [axis])
-    parts = lowering.emit("split", x=var, split_sizes=list(sizes), axis=places[axis])
+    var, dimension, unit = layout.parts_along(lowering.emit, value, axis)
+    parts = lowering.emit("split", x=var, split_sizes=[size * unit for size in sizes], axis=dimension)
     shapes = [tuple(size if place == axis else each for place, each in enumerate(value.shape)) for size in sizes]
     return [_shrunk(value, part, shape) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -155,10 +159,13 @@ def slice_(lowering: Lowering) -> Value:
 
 
 def _sliced(lowering: Lowering, value: Value, axis: int, taken: range) -> Value:
-    var, places = layout.separate(lowering.emit, value, [axis])
+    if taken.step == 1:
+        var, place, unit = layout.parts_along(lowering.emit, value, axis)
+    else:
+        var, places = layout.separate(lowering.emit, value, [axis])
+        place, unit = places[axis], 1
     begin, end, stride = [0] * len(var.shape), list(var.shape), [1] * len(var.shape)
-    place = places[axis]
-    begin[place], end[place], stride[place] = taken.start, taken[-1] + 1, taken.step
+    begin[place], end[place], stride[place] = taken.start * unit, (taken[-1] + 1) * unit, taken.step
     part = lowering.emit("slice_by_index", x=var, begin=begin, end=end, stride=stride)
     shape = tuple(len(taken) if each == axis else size for each, size in enumerate(value.shape))
     return _shrunk(value, part, shape)

@@ -1,0 +1,116 @@
+"""What our packages break of the Neural Engine's rules, by layout of attention: ``python -m benchmarks.export_rules``.
+
+Packages in float16 are lowered and read, not evaluated: :mod:`benchmarks.export` does that.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from json import dumps
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.export_graph import decoder_graph, denoiser_graph
+from benchmarks.timing import Environment, environment
+from snapgen_pl.export.ane import Tally, broken, findings, tallies
+from snapgen_pl.export.graphs import Graph
+from snapgen_pl.export.mil import convert
+from snapgen_pl.export.onnx import export_onnx
+from snapgen_pl.export.options import AttentionLayout, Options
+from snapgen_pl.export.package import Package, read_package
+
+Network = Literal["full", "small", "decoder"]
+GRAPHS: Mapping[Network, Callable[[], Graph]] = {
+    "full": partial(denoiser_graph, "full"),
+    "small": partial(denoiser_graph, "small"),
+    "decoder": decoder_graph,
+}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A package.
+
+    Attributes:
+        operations: how many of each type.
+        scores_mb: the largest scores of attention; 0 without any.
+        rules: that are broken or excepted from.
+    """
+
+    operations: dict[str, int]
+    scores_mb: float
+    rules: list[dict[str, object]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A network in several layouts.
+
+    Attributes:
+        environment: where, when and by which command it was made.
+        network: which.
+        parameters: of it.
+        layouts: by name.
+    """
+
+    environment: Environment
+    network: Network
+    parameters: int
+    layouts: dict[str, Counts]
+
+
+def main(
+    network: Network = "full", attention: Sequence[AttentionLayout] = ("split", "fold"), json: Path | None = None
+) -> None:
+    """Lowers a network in several layouts, and counts.
+
+    Args:
+        network: the denoiser of text-to-image at 1024 px, one of 3 M parameters, or the decoder at 1024 px.
+        attention: layouts.
+        json: a file for the figures.
+    """
+    layouts: dict[str, Counts] = {}
+    columns = [["operations", "transposes", "reshapes", "largest scores, MB", "rules broken", "excepted"]]
+    with tempfile.TemporaryDirectory() as name:
+        record = export_onnx(GRAPHS[network](), Path(name) / "network.onnx", {})
+        for each in attention:
+            target = Path(name) / f"{each}.mlpackage"
+            convert(record.path, Options(attention=each)).save(target)
+            package = read_package(target)
+            rules = tallies(findings(package))
+            layouts[each] = Counts(package.operation_counts, _scores_mb(package), [_record(tally) for tally in rules])
+            columns.append(_cells(layouts[each], rules))
+    table = Table("", *layouts, title=f"{network}: what breaks a rule of the Neural Engine, or is excepted")
+    for row in zip(*columns, strict=True):
+        table.add_row(*row)
+    Console().print(table)
+    if json is not None:
+        report = Report(environment("benchmarks.export_rules"), network, record.parameters, layouts)
+        json.write_text(dumps(asdict(report), indent=2) + "\n")
+
+
+def _scores_mb(package: Package) -> float:
+    scores = [
+        made.stored_bytes for each in package.operations if each.type == "softmax" for made in each.outputs.values()
+    ]
+    return max(scores, default=0) / 1e6
+
+
+def _record(tally: Tally) -> dict[str, object]:
+    return {**tally._asdict(), "worst": [finding._asdict() for finding in tally.worst]}
+
+
+def _cells(counts: Counts, rules: Sequence[Tally]) -> list[str]:
+    excepted = [f"{tally.total} {tally.rule} ({tally.exception})" for tally in rules if tally.exception is not None]
+    moves = [str(counts.operations.get(kind, 0)) for kind in ("transpose", "reshape")]
+    total = f"{sum(counts.operations.values()):,}"
+    return [total, *moves, f"{counts.scores_mb:.1f}", broken(rules) or "none", "\n".join(excepted)]
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)
