@@ -63,16 +63,8 @@ def main(
     Raises:
         ValueError: where an image is under 40 dB.
     """
-    asked = None if prompts is None else str(prompts)
-    with tempfile.TemporaryDirectory() as folder:
-        own, other = Path(folder) / "torch", Path(folder) / backend
-        generate(str(run), str(own), classes=classes, prompts=asked, count=1)
-        generate(str(exported), str(other), classes=classes, prompts=asked, count=1, backend=backend)
-        files = sorted(file.name for file in own.glob("*-*.png"))
-        pairs = {name: (read_picture(own / name), read_picture(other / name)) for name in files}
-    found = {name.removesuffix("-0000.png"): _psnr_db(*pair) for name, pair in pairs.items()}
-    if not found:
-        raise ValueError("nothing was drawn; name a prompt or a class")
+    pairs = drawn(run, exported, prompts, classes, backend)
+    found = {name: psnr_db(*pair) for name, pair in pairs.items()}
     least = min((value for value in found.values() if value is not None), default=EQUAL_DB)
     for name, value in found.items():
         print(f"{name:<60} {'equal' if value is None else f'{value:.1f} dB'}")
@@ -88,7 +80,33 @@ def main(
     print(f"least: {least:.1f} dB")
 
 
-def _psnr_db(own: Tensor, other: Tensor) -> float | None:
+def drawn(
+    run: Path, exported: Path, prompts: Path | None = None, classes: str | None = None, backend: Backend = "coreml"
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The same images by torch and by what was exported, uint8 (C, H, W), by what they were asked with.
+
+    Args:
+        run: see :func:`main`, as all.
+        exported: likewise.
+        prompts: likewise.
+        classes: likewise.
+        backend: likewise.
+
+    Raises:
+        ValueError: where nothing is asked for.
+    """
+    asked = None if prompts is None else str(prompts)
+    with tempfile.TemporaryDirectory() as folder:
+        own, other = Path(folder) / "torch", Path(folder) / backend
+        generate(str(run), str(own), classes=classes, prompts=asked, count=1)
+        generate(str(exported), str(other), classes=classes, prompts=asked, count=1, backend=backend)
+        files = sorted(file.name for file in own.glob("*-*.png"))
+        return {
+            name.removesuffix("-0000.png"): (read_picture(own / name), read_picture(other / name)) for name in files
+        }
+
+
+def psnr_db(own: Tensor, other: Tensor) -> float | None:
     """Of 8-bit images (C, H, W); None where they are equal."""
     mse = (own.double() - other.double()).square().mean().item()
     return None if mse == 0 else 10 * math.log10(255**2 / mse)

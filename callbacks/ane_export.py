@@ -7,7 +7,7 @@ import lightning as L
 from callbacks.sampling import ended_early
 from snapgen_pl.export.extra import require_all
 from snapgen_pl.export.folder import check_out, export_run
-from snapgen_pl.export.options import IOS, AttentionLayout, Options
+from snapgen_pl.export.options import IOS, AttentionLayout, Options, Scheme
 from snapgen_pl.export.report import report_markdown
 from snapgen_pl.export.verbs import say
 from snapgen_pl.trained_run import open_run
@@ -24,13 +24,20 @@ class ANEExport(L.Callback):
         out: the folder to write to; by default ``export`` in the run's.
         attention: see :class:`~snapgen_pl.export.options.Options`.
         target: likewise.
+        compress: likewise.
 
     Raises:
         ValueError: where the target does not have that attention.
     """
 
-    def __init__(self, out: str | None = None, attention: AttentionLayout = "split", target: IOS = 17) -> None:
-        self.out, self.options = out, Options(attention=attention, target=target)
+    def __init__(
+        self,
+        out: str | None = None,
+        attention: AttentionLayout = "split",
+        target: IOS = 17,
+        compress: Scheme | None = None,
+    ) -> None:
+        self.out, self.options = out, Options(attention=attention, target=target, compress=compress)
         self.options.check()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

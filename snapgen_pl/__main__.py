@@ -38,6 +38,7 @@ TRAINER_VERBS = {
 FUNCTION_VERBS = {
     "generate": Verb("snapgen_pl.generate:generate", "draw images of classes or prompts from a run, as PNG files"),
     "export": Verb("snapgen_pl.export.verbs:export", "write a run's networks as ONNX files and Core ML packages"),
+    "export bundle": Verb("snapgen_pl.export.bundle:bundle", "put exported packages together for a Mac and for apps"),
     "export diffusers": Verb(
         "snapgen_pl.pipeline.export:export", "write a run as a pipeline of diffusers, with a card"
     ),

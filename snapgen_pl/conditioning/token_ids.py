@@ -66,10 +66,15 @@ class SavedTokenizer:
         Raises:
             ValueError: for a text that is too long, and for files that are missing or damaged.
         """
-        return token_ids(self._tokenizer, texts, self.tokens, self.truncate, ": shorten it")
+        return token_ids(self.loaded, texts, self.tokens, self.truncate, ": shorten it")
 
     @cached_property
-    def _tokenizer(self) -> "PreTrainedTokenizerBase":
+    def loaded(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer of transformers.
+
+        Raises:
+            ValueError: for files that are missing or damaged.
+        """
         import transformers
 
         kind = getattr(transformers, self.kind, None)

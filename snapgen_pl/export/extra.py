@@ -4,7 +4,7 @@ import importlib
 import logging
 from types import ModuleType
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime", "coremltools")
+PACKAGES = ("onnx", "onnxscript", "onnxruntime", "coremltools", "sklearn")  # the last for k-means
 
 
 def require_all() -> None:

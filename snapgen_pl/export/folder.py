@@ -13,7 +13,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
@@ -27,10 +27,21 @@ from snapgen_pl.conditioning.conditioner import Conditioner
 from snapgen_pl.conditioning.text_encoder import TextEncoder
 from snapgen_pl.config_files import Value, as_value, class_value, load_config
 from snapgen_pl.drawing import drawing_module
+from snapgen_pl.errors import did_you_mean
 from snapgen_pl.export import stand_ins
 from snapgen_pl.export.example import example_of
 from snapgen_pl.export.export_coreml import export_coreml
-from snapgen_pl.export.graphs import CONTEXT, DECODER, DENOISER, Exportable, Graph, graphs, text_encoders, text_graph
+from snapgen_pl.export.graphs import (
+    CONTEXT,
+    DECODER,
+    DENOISER,
+    Exportable,
+    Graph,
+    graph_names,
+    graphs,
+    text_encoders,
+    text_graph,
+)
 from snapgen_pl.export.onnx import CONVENTION, OnnxRecord, export_onnx, files_of
 from snapgen_pl.export.options import Options
 from snapgen_pl.export.package_program import PackageProgram
@@ -106,6 +117,8 @@ def export_run(
     """
     check_out(out)
     module = drawing_module(source.config)
+    if coreml is not None:
+        _check_whole(coreml.whole, module.conditioner)
     classes = source.classes() if module.takes == "label" else ()
     module.ready(source.folder, (), classes)
     source.load(module)
@@ -127,6 +140,14 @@ def check_out(out: Path) -> None:
         raise ValueError(f"--out {out} is a file; choose a folder")
     if out.exists() and any(out.iterdir()) and not _is_export(out):
         raise ValueError(f"--out {out} is neither empty nor an export; choose another folder")
+
+
+def _check_whole(whole: Sequence[str], conditioner: Conditioner) -> None:
+    """Raises ValueError for a name that shall not be compressed, and is no graph's."""
+    names = graph_names(conditioner)
+    for name in whole:
+        if name not in names:
+            raise ValueError(f"no graph {name!r} to keep whole among {', '.join(names)}{did_you_mean(name, names)}")
 
 
 def _is_export(folder: Path) -> bool:

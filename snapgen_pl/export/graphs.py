@@ -85,6 +85,11 @@ def text_encoders(conditioner: Conditioner) -> dict[str, TextEncoder]:
     return {name: encoder for name, encoder in encoders.items() if isinstance(encoder, TextEncoder)}
 
 
+def graph_names(conditioner: Conditioner) -> list[str]:
+    """The names of a run's graphs, by its conditioner."""
+    return [DENOISER, DECODER, CONTEXT, *map(text_graph, text_encoders(conditioner))]
+
+
 def graphs(module: Exportable) -> Iterator[Graph]:
     """All graphs of a run, one by one: a text encoder's weights are read for its graph, and need not stay.
 

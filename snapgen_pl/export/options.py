@@ -4,6 +4,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 AttentionLayout: TypeAlias = Literal["split", "fold", "matmul", "sdpa"]
 IOS: TypeAlias = Literal[16, 17, 18]
+Scheme: TypeAlias = Literal["palette8", "palette6", "int8"]
 
 
 # Stays in float32, and so does what is computed of it alone up to its first product with weights: in float16 its
@@ -12,7 +13,7 @@ ISLAND_INPUT = "timestep"
 
 
 class Options(NamedTuple):
-    """How a graph is lowered.
+    """How a graph is lowered, and what becomes of the package.
 
     Attributes:
         half: whether weights, inputs and results are float16, but for the timestep's island.
@@ -20,13 +21,23 @@ class Options(NamedTuple):
             each other in one product (``fold``), as batched matrix products (``matmul``), or as one operator (``sdpa``,
             from iOS 18 on).
         target: the oldest iOS that runs the model.
+        compress: how weights are compressed, see :mod:`snapgen_pl.export.compress`; None leaves them float16.
+        whole: names of graphs that are not compressed.
+        chunk_above: packages of more megabytes (of 10^6 bytes) are also written cut in two.
     """
 
     half: bool = True
     attention: AttentionLayout = "split"
     target: IOS = 17
+    compress: Scheme | None = None
+    whole: tuple[str, ...] = ()
+    chunk_above: float = 500.0
 
     def check(self) -> None:
-        """Raises ValueError for an attention that the target does not have."""
+        """Raises ValueError for an attention that the target does not have, and for what would have no effect."""
         if self.attention == "sdpa" and self.target < 18:
             raise ValueError(f"attention sdpa needs iOS 18; the target is {self.target}")
+        if self.whole and self.compress is None:
+            raise ValueError(f"{', '.join(self.whole)} shall stay whole, but nothing is compressed; name a scheme")
+        if self.chunk_above <= 0:
+            raise ValueError(f"packages above {self.chunk_above:g} MB shall be cut in two; give a number above 0")

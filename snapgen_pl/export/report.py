@@ -7,8 +7,8 @@ from typing import NamedTuple
 from snapgen_pl.config_files import Value, as_value
 from snapgen_pl.export.ane import Tally, broken
 from snapgen_pl.export.ane_exceptions import EXCEPTIONS
-from snapgen_pl.export.export_coreml import CoreMLRecord
-from snapgen_pl.export.gates import MAX_RELATIVE_L2, MIN_PSNR_DB, Measurement
+from snapgen_pl.export.export_coreml import CompressedRecord, CoreMLRecord
+from snapgen_pl.export.gates import MAX_RELATIVE_L2, MIN_COMPRESSED_DB, MIN_PSNR_DB, Measurement
 from snapgen_pl.export.onnx import MAX_ERROR, OnnxRecord
 from snapgen_pl.provenance import describe_code, describe_machine
 
@@ -37,7 +37,12 @@ class GraphRecord(NamedTuple):
 def report_json(records: Sequence[GraphRecord]) -> dict[str, Value]:
     """All figures."""
     content = {
-        "limits": {"onnx_max_abs": MAX_ERROR, "float32_relative_l2": MAX_RELATIVE_L2, "float16_psnr_db": MIN_PSNR_DB},
+        "limits": {
+            "onnx_max_abs": MAX_ERROR,
+            "float32_relative_l2": MAX_RELATIVE_L2,
+            "float16_psnr_db": MIN_PSNR_DB,
+            "compressed_psnr_db": MIN_COMPRESSED_DB,
+        },
         "graphs": {record.onnx.graph: _graph(record) for record in records},
         "code": describe_code()._asdict(),
         "machine": describe_machine()._asdict(),
@@ -51,8 +56,8 @@ def report_markdown(records: Sequence[GraphRecord]) -> str:
     """The figures that tell whether to trust the files."""
     lines = [
         "| graph | parameters, M | ONNX, MB | against torch | package, MB | float32 | float16 | largest value | "
-        "operations | rules broken |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "operations | rules broken | compressed | halves, MB |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
         *(_row(record) for record in records),
     ]
     rules = [_rule(record.coreml.graph, tally) for record in records if record.coreml for tally in record.coreml.rules]
@@ -60,7 +65,9 @@ def report_markdown(records: Sequence[GraphRecord]) -> str:
         f"\n\nONNX Runtime against torch: the largest difference, under {MAX_ERROR:.0e} of the largest value or of 1. "
         f"The package in float32 against torch: relative L2, under {MAX_RELATIVE_L2:.0e}. In float16: PSNR, "
         f"{MIN_PSNR_DB:.0f} dB or more, and no value on the way is NaN or infinite; the largest is told as a share of "
-        "float16's largest too. Rules broken are those of the Neural Engine, counted by value.\n"
+        "float16's largest too. Rules broken are those of the Neural Engine, counted by value. Compressed packages "
+        f"stand in the place of those in float16, and have against torch at least {_limits()}. Halves lie beside the "
+        "whole, and give together what it gives, bit for bit.\n"
         + (f"\n{_RULES_HEAD}\n" + "\n".join(rules) + f"\n\n{_exceptions(records)}\n" if rules else "")
     )
 
@@ -88,7 +95,7 @@ def _row(record: GraphRecord) -> str:
     onnx, coreml = record
     cells = [onnx.graph, f"{onnx.parameters / MEGA:.1f}", f"{onnx.bytes / MEGA:.1f}", f"{onnx.max_abs_error:.1e}"]
     if coreml is None:
-        return f"| {' | '.join([*cells, *['-'] * 6])} |"
+        return f"| {' | '.join([*cells, *['-'] * 8])} |"
     largest = coreml.float16.largest[0] if coreml.float16.largest else None
     cells += [
         f"{coreml.bytes / MEGA:.1f}",
@@ -97,19 +104,33 @@ def _row(record: GraphRecord) -> str:
         "-" if largest is None else f"{largest.largest:.4g} in {largest.type}, {largest.share:.2%}",
         str(sum(coreml.operations.values())),
         broken(coreml.rules) or "none",
+        _compressed(coreml.compressed),
+        " + ".join(f"{size / MEGA:.1f}" for size in coreml.chunks) or "-",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _compressed(record: CompressedRecord | None) -> str:
+    if record is None:
+        return "-"
+    return f"{record.scheme}: {record.bytes / MEGA:.1f} MB, {record.measured.difference.psnr_db:.1f} dB"
+
+
+def _limits() -> str:
+    return ", ".join(f"{needed:.1f} dB of {scheme}" for scheme, needed in MIN_COMPRESSED_DB.items())
 
 
 def _graph(record: GraphRecord) -> dict[str, object]:
     onnx, coreml = record
     about: dict[str, object] = {"onnx": onnx._asdict() | {"path": f"onnx/{onnx.path.name}"}}
     if coreml is not None:
+        compressed = coreml.compressed
         about["coreml"] = coreml._asdict() | {
             "path": f"coreml/{coreml.path.name}",
             "options": coreml.options._asdict(),
             "float32": _measurement(coreml.float32),
             "float16": _measurement(coreml.float16),
+            "compressed": compressed and compressed._asdict() | {"measured": _measurement(compressed.measured)},
             "rules": [_tally(tally) for tally in coreml.rules],
         }
     return about

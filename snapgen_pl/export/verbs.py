@@ -11,13 +11,14 @@ from torch import Tensor
 
 from snapgen_pl.autoencoders.with_decoder import with_decoder
 from snapgen_pl.export.ane import broken, findings, tallies
+from snapgen_pl.export.compress import METADATA
 from snapgen_pl.export.evaluate import evaluate
 from snapgen_pl.export.example import Example, read_example
 from snapgen_pl.export.extra import require_all
 from snapgen_pl.export.folder import EXAMPLES, export_run
-from snapgen_pl.export.gates import gate_a, gate_b, gate_c, measure
+from snapgen_pl.export.gates import MIN_COMPRESSED_DB, gate_a, gate_b, gate_c, gate_d, measure
 from snapgen_pl.export.graphs import EXAMPLE_SEED, EXAMPLE_TIME
-from snapgen_pl.export.options import IOS, ISLAND_INPUT, AttentionLayout, Options
+from snapgen_pl.export.options import IOS, ISLAND_INPUT, AttentionLayout, Options, Scheme
 from snapgen_pl.export.package import Package, read_package
 from snapgen_pl.export.report import report_markdown
 from snapgen_pl.trained_run import open_run
@@ -32,6 +33,9 @@ def export(
     attention: AttentionLayout = "split",
     target: IOS = 17,
     decoder: str | None = None,
+    compress: Scheme | None = None,
+    whole: Sequence[str] = (),
+    chunk_above: float = 500.0,
 ) -> str:
     """Exports a run's averaged weights as ONNX files and Core ML packages, each checked against torch.
 
@@ -42,6 +46,10 @@ def export(
         attention: how the packages lay attention out: split (Apple's), fold, matmul, or sdpa (iOS 18).
         target: the oldest iOS that runs the packages.
         decoder: the folder of a decoder's run, to export in place of the autoencoder's own decoder.
+        compress: palette8 or palette6 store a number of 8 or 6 bits a weight, and a table of values; int8 stores 8 bits
+            and a scale an output channel. By default weights are float16.
+        whole: graphs that are not compressed, such as text_clip_l.
+        chunk_above: packages of more megabytes are written cut in two as well.
 
     Returns:
         The report.
@@ -51,7 +59,9 @@ def export(
     """
     if not formats:
         raise ValueError("--formats names none; give onnx, or onnx and coreml")
-    options = Options(attention=attention, target=target)
+    options = Options(
+        attention=attention, target=target, compress=compress, whole=tuple(whole), chunk_above=chunk_above
+    )
     options.check()
     require_all()
     source = with_decoder(open_run(run), decoder)
@@ -80,10 +90,15 @@ def verify(package: str, example: str | None = None, noise: float | None = None)
         raise ValueError(f"--noise is {noise}; give one above 0, and no --example beside it")
     read = read_package(Path(package))
     file = Path(example) if example is not None else None if noise is not None else _example_file(read.path)
+    whole = all(declared.dtype == "FLOAT32" for declared in read.outputs.values())
+    if whole and file is None:
+        raise ValueError(f"{package} is float32, and would be compared with itself; give torch's outputs by --example")
     given = read_example(file) if file is not None else _made_up(read, 1.0 if noise is None else noise)
     measured = measure(read, given.inputs, given.expected, lambda all_of_them: track(all_of_them, "evaluating"))
-    whole = all(declared.dtype == "FLOAT32" for declared in read.outputs.values())
-    for complaint in filter(None, (gate_c(measured), gate_a(measured) if whole else gate_b(measured))):
+    # In float32 the same compressed weights act: a package beside itself is a matter of rounding alone.
+    scheme = _scheme(read) if file is not None else None
+    difference = gate_a(measured) if whole else gate_b(measured) if scheme is None else gate_d(measured, scheme)
+    for complaint in filter(None, (gate_c(measured), difference)):
         raise ValueError(f"{package} fails {complaint}")
     relative, psnr, largest = measured.difference
     rules = tallies(findings(read))
@@ -108,6 +123,17 @@ def verify(package: str, example: str | None = None, noise: float | None = None)
 def say(text: str) -> None:
     """Tells the user what is being done."""
     print(text, file=sys.stderr, flush=True)
+
+
+def _scheme(package: Package) -> Scheme | None:
+    """How a package says that its weights are compressed."""
+    said = package.metadata.get(METADATA)
+    known = next((scheme for scheme in MIN_COMPRESSED_DB if scheme == said), None)
+    if said is not None and known is None:
+        raise ValueError(
+            f"{package.path} says that it is compressed as {said!r}; known are {', '.join(MIN_COMPRESSED_DB)}"
+        )
+    return known
 
 
 def _example_file(package: Path) -> Path | None:

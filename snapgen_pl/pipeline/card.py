@@ -1,7 +1,6 @@
 """The model card of a pipeline, from what its run wrote down."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,10 @@ import yaml
 from snapgen_pl import checkpoints
 from snapgen_pl.config_files import Value
 from snapgen_pl.pipeline.ingredients import MADE_FROM, Ingredient, ingredients
-from snapgen_pl.pipeline.licences import STABILITY, Licence, most_restrictive
+from snapgen_pl.pipeline.licences import STABILITY, most_restrictive
 from snapgen_pl.pipeline.parts import TEXT_ENCODERS
 from snapgen_pl.pipeline.snapgen_pipeline import SnapGenPipeline
+from snapgen_pl.pipeline.terms import known, table, terms
 from snapgen_pl.pretrained_folder import HUB_NAME
 from snapgen_pl.trained_run import MANIFEST, TrainedRun
 
@@ -24,7 +24,6 @@ _STAGES = {
     "StepDistill": "adversarial step distillation: a few-step generator, against a discriminator on a frozen teacher's "
     "features",
 }
-_UNKNOWN = "unknown: ask the owner"
 
 
 def model_card(source: TrainedRun, pipeline: SnapGenPipeline, name: str) -> str:
@@ -48,19 +47,12 @@ def model_card(source: TrainedRun, pipeline: SnapGenPipeline, name: str) -> str:
         "## Measured",
         _measured(source.folder / METRICS, seen),
         "## Licences",
-        _licences(made_from),
+        terms(made_from),
         "## Use and limits",
         _limits(pipeline),
     ]
     head = yaml.safe_dump(_head(pipeline, made_from), sort_keys=False, allow_unicode=True)
     return f"---\n{head}---\n\n" + "\n\n".join(sections) + "\n"
-
-
-def notice(source: TrainedRun) -> str:
-    """The lines that licences ask to go along with the model; empty where none does."""
-    lines = [each.notice for each in _known(ingredients(source.config)) if each.notice]
-    changed = f"The weights of the denoiser were trained by snapgen_pl, run {source.folder.resolve().name}."
-    return "\n".join([*lines, changed, ""]) if lines else ""
 
 
 def _head(pipeline: SnapGenPipeline, made_from: list[Ingredient]) -> dict[str, Value]:
@@ -89,7 +81,7 @@ def _about(pipeline: SnapGenPipeline, made_from: list[Ingredient]) -> str:
         "parameters, trained with SnapGen-PL, an open implementation of SnapGen (arXiv 2412.09619). These are not its "
         "authors' weights, and not their results."
     ]
-    if STABILITY in _known(made_from):
+    if STABILITY in known(made_from):
         lines.append("**Powered by Stability AI**")
     return "\n\n".join(lines)
 
@@ -131,7 +123,7 @@ def _training(source: TrainedRun, pipeline: SnapGenPipeline, seen: int | None) -
         "packages": ", ".join(f"{name} {version}" for name, version in (start.get("packages") or {}).items()),
         "begun on": start.get("time"),
     }
-    return _table(("", ""), ((key, value) for key, value in rows.items() if value not in (None, "")))
+    return table(("", ""), ((key, value) for key, value in rows.items() if value not in (None, "")))
 
 
 def _data(source: TrainedRun, data: dict[str, Any]) -> str:
@@ -180,7 +172,7 @@ def _measured(path: Path, seen: int | None) -> str:
         raise ValueError(f"{path} is damaged ({error}); measure the run again, or move it away") from error
     columns = {"this": content["values"], **(content.get("controls") or {})}
     metrics = list(content["values"])
-    figures = _table(
+    figures = table(
         ("images", *metrics),
         ((name, *(_figure(scores.get(each)) for each in metrics)) for name, scores in columns.items()),
     )
@@ -208,48 +200,6 @@ def _without_places(value: Any) -> Any:
     return value
 
 
-def _licences(made_from: list[Ingredient]) -> str:
-    rows = (
-        (each.role + (f" of {each.through}" if each.through else ""), each.name,
-         _UNKNOWN if each.licence is None else _linked(each.licence))
-        for each in made_from
-    )  # fmt: skip
-    whole = most_restrictive(each.licence for each in made_from)
-    unknown = any(each.licence is None for each in made_from)
-    if whole is None:
-        verdict = (
-            "The licence of the whole is not known: ask the owners of what is unknown below before you pass it on."
-        )
-    else:
-        verdict = (
-            f"Of the licences of all that went in, the strictest is {whole.name}, which the head names for the whole."
-        )
-        verdict += " What is unknown below may ask for more: ask its owners." if unknown else ""
-    asks = [
-        f"**{each.name}** asks:\n\n" + "\n".join(f"- {line}" for line in each.asks)
-        for each in _known(made_from)
-        if each.asks
-    ]
-    return "\n\n".join(
-        [
-            f"{verdict} The code is Apache-2.0. Folders are told by their names alone, and this is no legal advice: "
-            "read the licences.",
-            _table(("what for", "what", "licence"), rows),
-            *asks,
-        ]
-    )
-
-
-def _known(made_from: Iterable[Ingredient]) -> list[Licence]:
-    """The licences that are known, each once, the strictest first."""
-    found = dict.fromkeys(each.licence for each in made_from if each.licence is not None)
-    return sorted(found, key=lambda each: -each.restricts)
-
-
-def _linked(licence: Licence) -> str:
-    return f"[{licence.name}]({licence.link})" if licence.link else licence.name
-
-
 def _limits(pipeline: SnapGenPipeline) -> str:
     side = pipeline.config["image_size"]
     lines = [
@@ -265,8 +215,3 @@ def _limits(pipeline: SnapGenPipeline) -> str:
             names = " and ".join(f"`{name}=None`" for name in TEXT_ENCODERS[1:encoders])
             lines.append(f"- `from_pretrained` with {names} does without those text encoders, in less memory.")
     return "\n".join(lines)
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)

@@ -14,7 +14,8 @@ from snapgen_pl.conditioning.conditioner import Conditioner
 from snapgen_pl.config_files import Value, class_value
 from snapgen_pl.flow.samplers import Sampler
 from snapgen_pl.models.denoiser import Denoiser
-from snapgen_pl.pipeline.card import model_card, notice
+from snapgen_pl.pipeline.card import model_card
+from snapgen_pl.pipeline.ingredients import ingredients
 from snapgen_pl.pipeline.parts import (
     TEXT_ENCODERS,
     TOKENIZERS,
@@ -26,6 +27,7 @@ from snapgen_pl.pipeline.parts import (
 )
 from snapgen_pl.pipeline.scheduler import scheduler_of
 from snapgen_pl.pipeline.snapgen_pipeline import SnapGenPipeline
+from snapgen_pl.pipeline.terms import notice
 from snapgen_pl.trained_run import TrainedRun, arguments, open_run
 from snapgen_pl.whole_files import is_empty, whole_folder, write_text
 
@@ -64,7 +66,7 @@ def export_pipeline(source: TrainedRun, out: Path) -> None:
     with whole_folder(out) as part:
         pipeline.save_pretrained(part)
         write_text(model_card(source, pipeline, out.name), part / "README.md")
-        if text := notice(source):
+        if text := notice(ingredients(source.config), source.folder.resolve().name):
             write_text(text, part / "NOTICE")
 
 

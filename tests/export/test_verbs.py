@@ -6,12 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from snapgen_pl.__main__ import main
 from snapgen_pl.export.ane_exceptions import EXCEPTIONS
+from snapgen_pl.export.compress import compress
 from snapgen_pl.export.example import read_example
+from snapgen_pl.export.package import read_package
 from tests.export.exported_run import Exported
+from tests.export.lowered import package
 from tests.export.test_generate_onnx import draw
 
 
@@ -43,7 +47,9 @@ def test_onnx_alone_leaves_the_run_as_it_is_and_replaces_an_older_export(
 
 def test_the_report_keeps_every_figure(exported_texts: Exported) -> None:
     report = json.loads((exported_texts.folder / "report.json").read_text())
+    compressed = report["limits"].pop("compressed_psnr_db")
     assert report["limits"] == {"onnx_max_abs": 1e-4, "float32_relative_l2": 1e-5, "float16_psnr_db": 50.0}
+    assert compressed == pytest.approx({"palette8": 43.8, "palette6": 31.8, "int8": 40.9}, abs=0.05)
     denoiser = report["graphs"]["denoiser"]
     assert denoiser["coreml"]["path"] == "coreml/denoiser.mlpackage"
     assert denoiser["coreml"]["float32"]["relative_l2"] < 1e-5
@@ -73,16 +79,73 @@ def test_packages_draw_what_torch_draws(exported_texts: Exported, tmp_path: Path
 def test_verify_compares_with_torch_where_there_is_an_example(
     exported_classes: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    package = exported_classes.folder / "coreml" / "denoiser.mlpackage"
-    assert main(["export", "verify", str(package)]) == 0
+    given = exported_classes.folder / "coreml" / "denoiser.mlpackage"
+    assert main(["export", "verify", str(given)]) == 0
     said = capsys.readouterr().out
     assert "against torch: relative L2" in said
     assert "  axis, BROKEN: " in said
     assert f"  transpose, {EXCEPTIONS['keys'].reason}: 2 by 2 transpose; the largest is transpose '" in said
     alone = tmp_path / "alone" / "denoiser.mlpackage"
-    shutil.copytree(package, alone)
+    shutil.copytree(given, alone)
     assert main(["export", "verify", str(alone)]) == 0
     assert "against itself in float32: relative L2" in capsys.readouterr().out
+
+
+def test_compressed_and_cut_packages_are_checked_reported_and_drawn_from(
+    exported_classes: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["--compress", "int8", "--whole", "[decoder]", "--chunk_above", "0.1"]
+    assert main(["export", "--run", str(exported_classes.run), "--out", str(out), *words]) == 0
+    coreml = json.loads((out / "report.json").read_text())["graphs"]["denoiser"]["coreml"]
+    whole, compressed = coreml["bytes"], coreml["compressed"]
+    assert compressed["scheme"] == "int8"
+    assert compressed["bytes"] < 0.8 * whole
+    assert 40.9 < compressed["measured"]["psnr_db"] < coreml["float16"]["psnr_db"]
+    assert max(coreml["chunks"]) < compressed["bytes"] < sum(coreml["chunks"]) < 1.5 * compressed["bytes"]
+    names = sorted(path.stem for path in (out / "coreml").iterdir())
+    assert names == ["context", "decoder", "denoiser", "denoiser_chunk1", "denoiser_chunk2"]
+    page = (out / "report.md").read_text()
+    assert f"int8: {compressed['bytes'] / 1e6:.1f} MB, {compressed['measured']['psnr_db']:.1f} dB" in page
+    capsys.readouterr()
+    assert main(["export", "verify", str(out / "coreml" / "denoiser.mlpackage")]) == 0
+    assert f"PSNR {compressed['measured']['psnr_db']:.1f} dB" in capsys.readouterr().out
+    images = draw(out, tmp_path / "images", "--classes", "cat", "--count", "1", "--backend", "coreml")
+    assert len(images) == 1
+
+
+def test_verify_judges_compressed_weights_by_their_scheme(
+    exported_classes: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "export"
+    shutil.copytree(exported_classes.folder, folder)
+    path, file = folder / "coreml" / "denoiser.mlpackage", folder / "examples" / "denoiser.safetensors"
+    example = read_example(file)
+    noise = torch.randn(example.expected["velocity"].shape, generator=torch.Generator().manual_seed(0))
+    peak = float(example.expected["velocity"].abs().max())
+    example._replace(expected={"velocity": example.expected["velocity"] + 10 ** (-45 / 20) * peak * noise}).write(file)
+    assert main(["export", "verify", str(path)]) == 1
+    assert "fails gate B" in capsys.readouterr().err
+    compress(read_package(path), tmp_path / "denoiser.mlpackage", "int8")
+    shutil.rmtree(path)
+    (tmp_path / "denoiser.mlpackage").rename(path)
+    assert main(["export", "verify", str(path)]) == 0
+    example._replace(expected={"velocity": example.expected["velocity"] + 10 ** (-35 / 20) * peak * noise}).write(file)
+    assert main(["export", "verify", str(path)]) == 1
+    assert "fails gate D: as int8 it has" in capsys.readouterr().err
+
+
+def test_verify_does_not_compare_float32_with_itself(
+    exported_classes: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(exported_classes.folder / "onnx" / "decoder.onnx", tmp_path)
+    alone, example = package(tmp_path / "decoder.onnx").path, exported_classes.folder / "examples/decoder.safetensors"
+    for words in ([], ["--noise", "3"]):
+        assert main(["export", "verify", str(alone), *words]) == 1
+        assert "would be compared with itself; give torch's outputs by --example" in " ".join(
+            capsys.readouterr().err.split()
+        )
+    assert main(["export", "verify", str(alone), "--example", str(example)]) == 0
 
 
 def test_verify_refuses_what_gives_something_else_and_what_is_no_package(
@@ -107,6 +170,12 @@ def test_what_cannot_be_is_said_before_any_work(
         (["--out", out, "--attention", "sdpa"], "attention sdpa needs iOS 18; the target is 17"),
         (["--out", run], "is neither empty nor an export; choose another folder"),
         (["--out", out, "--formats", "[]"], "--formats names none"),
+        (["--out", out, "--whole", "[decoder]"], "decoder shall stay whole, but nothing is compressed; name a scheme"),
+        (
+            ["--out", out, "--compress", "int8", "--whole", "[denoisr]"],
+            "no graph 'denoisr' to keep whole among denoiser, decoder, context",
+        ),
+        (["--out", out, "--chunk_above", "0"], "give a number above 0"),
     ):
         assert main(["export", "--run", run, *words]) == 1
         assert said in " ".join(capsys.readouterr().err.split())
