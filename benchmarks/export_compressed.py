@@ -29,6 +29,7 @@ from snapgen_pl.export.evaluate import evaluate
 from snapgen_pl.export.example import read_example
 from snapgen_pl.export.folder import COREML, EXAMPLES
 from snapgen_pl.export.graphs import DENOISER, DenoiserGraph
+from snapgen_pl.export.limits import to_half
 from snapgen_pl.export.package import Package, read_package
 from snapgen_pl.metrics.fid_report import read_report
 from snapgen_pl.png import to_pil, write_png
@@ -132,7 +133,11 @@ def run_weights(run: Path, before: Mapping[str, Tensor], after: Mapping[str, Ten
         ValueError: where a weight of the package is none of the run's, or several.
     """
     own = open_run(str(run)).weights()
-    flat = {name: weight.half().flatten() for name, weight in own.items() if name.startswith("denoiser.")}
+    flat = {
+        name: torch.from_numpy(to_half(weight.numpy())).flatten()
+        for name, weight in own.items()
+        if name.startswith("denoiser.")
+    }
     found = {}
     for layer, weight in before.items():
         names = [name for name, each in flat.items() if torch.equal(each, weight.flatten())]

@@ -17,7 +17,7 @@ from coremltools import target as Target
 from coremltools.converters.mil import Builder as mb  # noqa: N813  (what all code of MIL calls it)
 from coremltools.converters.mil.mil import Function, Program, types
 
-from snapgen_pl.export.limits import LEAST_HALF, MOST_HALF
+from snapgen_pl.export.limits import LEAST_HALF, MOST_HALF, to_half
 from snapgen_pl.export.mil import layout
 from snapgen_pl.export.mil.graph import Array, Node, OnnxGraph, TensorType
 from snapgen_pl.export.mil.layout import Value, Var
@@ -124,16 +124,14 @@ class Lowering:
     def cast_array(self, array: Array, island: bool = False) -> Array:
         """A constant in the types that Core ML has, of numbers that the Neural Engine takes.
 
-        Infinities mean "not at all" in masks, for which 4e4 is enough. Numbers under float16's least normal one become
-        that or 0, whichever is nearer, for there is no telling who flushes them.
+        Infinities mean "not at all" in masks, for which 4e4 is enough.
         """
         if not np.issubdtype(array.dtype, np.floating):
             return array if array.dtype == np.bool_ else array.astype(np.int32)
         array = np.where(np.isinf(array), np.sign(array) * MOST_HALF, array)
         if island or not self.options.half:
             return array.astype(np.float32)
-        array = np.clip(array, np.finfo(np.float16).min, np.finfo(np.float16).max)
-        return np.where(np.abs(array) < LEAST_HALF, np.rint(array / LEAST_HALF) * LEAST_HALF, array).astype(np.float16)
+        return to_half(array)
 
     def epsilon(self, value: float) -> np.floating[Any]:
         """An epsilon of a norm: exact where it may have a type of its own (iOS 17), else one that float16 keeps."""
