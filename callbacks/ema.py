@@ -8,10 +8,10 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from callbacks.step_watch import StepWatch
-from snapgen_pl.fsdp import local, whole
+from snapgen_pl.fsdp import cut_like, local, reshard, whole
 
 
 class EMA(L.Callback):
@@ -47,6 +47,7 @@ class EMA(L.Callback):
         self.ramp_up = ramp_up
         self.modules = tuple(modules)
         self._averaged = self.modules
+        self._swapped: list[torch.nn.Module] = []
         self._parameters: dict[str, Tensor] = {}
         self._weights: dict[str, Tensor] = {}
         self._images = 0
@@ -177,6 +178,8 @@ class EMA(L.Callback):
 
     def _attach(self, pl_module: L.LightningModule) -> None:
         """Looks the parameters up where they are now, and puts the average, if there is one, beside them."""
+        self._swapped = [pl_module.get_submodule(name) for name in self._averaged]
+        reshard(*self._swapped)
         self._parameters = self._named(pl_module)
         self._weights = {name: _beside(weight, self._parameters[name]) for name, weight in self._weights.items()}
 
@@ -186,15 +189,20 @@ class EMA(L.Callback):
         if self._depth > 1 or not self._weights:
             return
         self._raw = {name: weight.clone() for name, weight in self._parameters.items()}
-        torch._foreach_copy_(_local(self._parameters), _local(self._weights))
+        self._put(self._weights)
 
     @torch.no_grad()
     def _leave(self) -> None:
         self._depth -= 1
         if self._depth > 0 or not self._raw:
             return
-        torch._foreach_copy_(_local(self._parameters), _local(self._raw))
+        self._put(self._raw)
         self._raw = {}
+
+    def _put(self, weights: dict[str, Tensor]) -> None:
+        """Copies weights into the module, which must gather them anew where it is sharded."""
+        reshard(*self._swapped)
+        torch._foreach_copy_(_local(self._parameters), _local(weights))
 
 
 def ema_weights(trainer: L.Trainer) -> AbstractContextManager[None]:
@@ -222,6 +230,4 @@ def _local(weights: dict[str, Tensor]) -> list[Tensor]:
 
 def _beside(weight: Tensor, parameter: Tensor) -> Tensor:
     """A weight on the parameter's device, cut as the parameter is."""
-    if isinstance(parameter, DTensor) and not isinstance(weight, DTensor):
-        return distribute_tensor(weight.to(parameter.device), parameter.device_mesh, parameter.placements)
-    return weight.to(parameter.device)
+    return weight.to(parameter.device) if isinstance(weight, DTensor) else cut_like(weight, parameter)

@@ -28,10 +28,12 @@ from callbacks.termination import Termination
 from callbacks.throughput import Throughput
 from snapgen_pl.config_files import parse_yaml
 from snapgen_pl.errors import ShortErrors
+from snapgen_pl.fsdp import FSDP2
 from snapgen_pl.runs import Run, Start, table
 from snapgen_pl.terminal import quiet
 
 SEED = 0
+SHARDED = f"{FSDP2.__module__}.{FSDP2.__name__}"
 
 # In every run, each under a key of its own in configs.
 CONFIGURABLE: dict[str, type[L.Callback]] = {
@@ -146,6 +148,12 @@ class RunCLI(LightningCLI):
             kwargs["logger"] = self._logger() if self.subcommand != "predict" else False
         if given.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(StepProgress())
+        if given.strategy == "ddp" and not self.model.automatic_optimization:
+            # Two networks that take turns: DDP must not wait for gradients of the one whose turn it is not.
+            kwargs["strategy"] = "ddp_find_unused_parameters_true"
+        elif given.strategy == SHARDED:
+            # Trainers take strings too, so that a class without arguments is left as one.
+            kwargs["strategy"] = FSDP2()
         plugins = given.plugins or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)

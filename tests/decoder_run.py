@@ -1,7 +1,5 @@
-"""The training of a decoder at its smallest: real networks, photographs of any size. Also a script."""
+"""The training of a decoder at its smallest: real networks, photographs of any size."""
 
-import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from snapgen_pl.distill.reconstruction_loss import ReconstructionLoss
 from snapgen_pl.metrics.lpips_weights import LPIPSFiles
 from snapgen_pl.models.decoder import Decoder, Stage
 from snapgen_pl.models.patch_discriminator import PatchDiscriminator
+from snapgen_pl.modules.autoencoder import TrainAutoencoder
 from snapgen_pl.modules.decoder import TrainDecoder
 from tests import tiny_run
 from tests.metrics.lpips_files import random_files
@@ -25,6 +24,13 @@ from tests.tiny_kl import kl
 
 PHOTOS, SIDE, BATCH = 16, 32, 4
 ALONE = 3 * BATCH  # images before the discriminator joins
+CONFIG = {
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "block_out_channels": [8, 16, 16],
+    "norm_num_groups": 4,
+    "latent_channels": 4,
+}
 
 
 def draw_photos(folder: Path) -> Path:
@@ -53,8 +59,8 @@ def reconstruction_loss(parts: Path) -> ReconstructionLoss:
     return ReconstructionLoss(mse_weight=0.5, backbone="alex", files=lpips_files(parts))
 
 
-def photo_data(photos: Path, batch_size: int = BATCH) -> PhotoData:
-    source = ImageFolder(str(photos), validation_fraction=0.25)
+def photo_data(photos: Path, batch_size: int = BATCH, validation_fraction: float = 0.25) -> PhotoData:
+    source = ImageFolder(str(photos), validation_fraction=validation_fraction)
     return PhotoData(multiple=4, largest=48, source=source, image_size=SIDE, batch_size=batch_size, flip=True)
 
 
@@ -74,6 +80,12 @@ def train_decoder(parts: Path, **options: Any) -> TrainDecoder:
     )
 
 
+def train_autoencoder(parts: Path, **options: Any) -> TrainAutoencoder:
+    L.seed_everything(0, verbose=False)
+    defaults = {"reconstruction": reconstruction_loss(parts), "kl_weight": 1e-3, "warmup_images": 2 * BATCH}
+    return TrainAutoencoder(CONFIG, **(defaults | options))
+
+
 def train(
     module: TrainDecoder,
     photos: Path,
@@ -88,25 +100,3 @@ def train(
     trainer = tiny_run.trainer_for(folder, steps, averaged=("decoder",), **options)
     trainer.fit(module, datamodule=data or photo_data(photos), ckpt_path=newest(folder) if resume else None)
     return tiny_run.load(folder / LAST)
-
-
-def main() -> None:
-    """Trains on two processes."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("parts", type=Path)
-    parser.add_argument("photos", type=Path)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, required=True)
-    arguments = parser.parse_args()
-    train(
-        train_decoder(arguments.parts),
-        arguments.photos,
-        arguments.folder,
-        arguments.steps,
-        devices=2,
-        strategy="ddp_find_unused_parameters_true",
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,14 +1,11 @@
-"""Stages two and three at their smallest: the real modules, and a run of stage one as teacher. Also a script."""
+"""Stages two and three at their smallest: the real modules, and a run of stage one as teacher."""
 
-import argparse
-import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
 import yaml
 
-from callbacks.timestep_scaling import TimestepAwareScaling
 from snapgen_pl.__main__ import main as snapgen
 from snapgen_pl.autoencoders.patch_pca import PatchPCA
 from snapgen_pl.checkpoints import LAST, newest
@@ -128,31 +125,3 @@ def train(
     data = data or pretrain_run.image_data(images)
     trainer.fit(module, datamodule=data, ckpt_path=newest(folder) if resume else None)
     return tiny_run.load(folder / LAST)
-
-
-def main() -> None:
-    """Trains on two processes, under DDP or sharded, one stage or the other."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("run", type=Path)
-    parser.add_argument("images", type=Path)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--sharded", action="store_true")
-    parser.add_argument("--adversarial", action="store_true")
-    arguments = parser.parse_args()
-    from snapgen_pl.fsdp import FSDP2
-
-    replicated = "ddp_find_unused_parameters_true" if arguments.adversarial else "ddp"
-    train(
-        (step_distill if arguments.adversarial else distill)(arguments.run),
-        arguments.images,
-        arguments.folder,
-        arguments.steps,
-        devices=2,
-        strategy=FSDP2(process_group_backend="gloo") if arguments.sharded else replicated,
-        callbacks=[TimestepAwareScaling()],
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -34,14 +34,15 @@ def draw_images(folder: Path) -> Path:
     return folder
 
 
-def pretrain(kind: type[Pretrain] = Pretrain, classes: int = 2) -> Pretrain:
+def pretrain(kind: type[Pretrain] = Pretrain, classes: int = 2, **options: Any) -> Pretrain:
     stages = [
         Stage(32, down=[Block()], up=[Block()] * 2),
         Stage(64, down=[Block(layers=1)], up=[Block(layers=1)] * 2, self_attention=True),
     ]
     unet = UNet(stages, middle_layers=1, in_channels=4, context_dim=32, head_dim=32)
     autoencoder = PatchPCA(patch=4, channels=4)
-    return kind(unet, ClassTokens(classes, context_dim=32, dropout=0.5), autoencoder, SIDE, warmup_images=40)
+    conditioner = ClassTokens(classes, context_dim=32, dropout=0.5)
+    return kind(unet, conditioner, autoencoder, SIDE, **({"warmup_images": 40} | options))
 
 
 def image_data(images: Path, workers: int = 0, batch_size: int = BATCH) -> ImageData:

@@ -13,19 +13,15 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from snapgen_pl import rng
 from snapgen_pl.__main__ import main
 from snapgen_pl.flow.samplers import Renoising
 from snapgen_pl.pictures import read_prompts
-from snapgen_pl.png import to_pil, write_png
 from tests.conditioning import tiny_clip, tiny_gemma, tiny_sd3, tiny_t5
-from tests.teachers.tiny import mmdit
-from tests.tiny_kl import kl
+from tests.t2i_parts import SIDE, draw_captioned, save_pipeline
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 REAL, EMOJI = EXPERIMENTS / "t2i", EXPERIMENTS / "emoji" / "t2i"
 STEP, EMOJI_STEP = EXPERIMENTS / "step", EXPERIMENTS / "emoji" / "step"
-COUNT, SIDE = 24, 32
 STAGE_SIZES = {"256": 16, "512": 32, "1024": 64}
 CONTEXT = tiny_clip.WIDTH + tiny_sd3.WIDTH_G + 4
 STAGES = [
@@ -44,25 +40,12 @@ SMALL_TRAINER = {
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    pixels = (rng.uniform(0, 0, torch.arange(COUNT), (3, 8, 8)) * 255).to(torch.uint8)
-    for i, image in enumerate(pixels):
-        across = 4 if i % 3 else 6  # every third is oblong, for buckets
-        write_png(to_pil(image.repeat_interleave(4, 1).repeat_interleave(across, 2)), folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text("a photo of " + " and ".join(["cat", "dog"] * (1 + i % 3)), encoding="utf-8")
-    return folder
+    return draw_captioned(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stable Diffusion 3's parts and Gemma, real and tiny."""
-    folder = tmp_path_factory.mktemp("pipeline")
-    tiny_sd3.save_sd3(folder)
-    tiny_gemma.save_gemma(folder / "gemma")
-    network = mmdit(context_dim=tiny_t5.WIDTH, pooled_dim=sum(tiny_sd3.PROJECTIONS)).network
-    network.save_pretrained(folder / "transformer")
-    kl(scaling_factor=1.5305, shift_factor=0.0609).save_pretrained(folder / "vae")
-    return folder
+    return save_pipeline(tmp_path_factory.mktemp("pipeline"))
 
 
 def run(verb: str, folder: Path, configs: list[Path], delta: dict[str, Any], name: str | None = None) -> Path:

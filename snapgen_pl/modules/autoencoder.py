@@ -88,6 +88,11 @@ class TrainAutoencoder(Training):
         self.reconstruction.ready(self.device)
         self._means.ready(self.device, len(data.source.validation))
 
+    def sharded(self) -> Iterable[nn.Module]:
+        """Its encoder, its decoder and the layers between: the network itself is never called."""
+        parts: Iterable[nn.Module] = self.network.children()
+        return parts
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer and its schedule, counted in images."""
         optimizer = self.make_optimizer(self.network.parameters())

@@ -18,6 +18,7 @@ from snapgen_pl.data.source import ImageBatch
 from snapgen_pl.distill.adversarial import AdversarialLoss
 from snapgen_pl.distill.loss_terms import LossTerm, LossTerms, Role, WeightedSum, no_time
 from snapgen_pl.distill.reconstruction_loss import ReconstructionLoss, mean_CHW
+from snapgen_pl.fsdp import reshard
 from snapgen_pl.images import from_uint8
 from snapgen_pl.models.latent_decoder import LatentDecoder
 from snapgen_pl.models.patch_discriminator import PatchDiscriminator
@@ -41,8 +42,8 @@ class TrainDecoder(Training):
 
     Each step trains one network, on images of its own, and freezes the other: :class:`~snapgen_pl.modules.turns.Turns`.
     So ``trainer.max_steps`` counts the steps of both, ``images_seen`` the decoder's images alone. The average is of the
-    decoder alone too: set ``ema.modules`` to [decoder]. Under DDP, set ``trainer.strategy`` to
-    ddp_find_unused_parameters_true.
+    decoder alone too: set ``ema.modules`` to [decoder]. A Trainer of your own needs ddp_find_unused_parameters_true
+    under DDP, which the command line makes of ``ddp``.
 
     Validation decodes the posteriors' means to bytes, and tells PSNR, SSIM and, where it is trained on, LPIPS; and once
     a session those of the autoencoder's own decoder, as ``val/psnr_full`` and so on.
@@ -220,6 +221,7 @@ class TrainDecoder(Training):
         image_BCHW, raw_BCHW = self._pair(batch)
         with torch.no_grad():
             decoded_BCHW = self.decoder(raw_BCHW).float()
+        reshard(self.decoder)
         losses = {
             "d_real": self.adversarial.real([self.discriminator(image_BCHW)]),
             "d_fake": self.adversarial.fake([self.discriminator(decoded_BCHW)]),

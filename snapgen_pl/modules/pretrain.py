@@ -28,7 +28,7 @@ from snapgen_pl.flow.noise import initial_noise, step_noise
 from snapgen_pl.flow.path import PathSample, sample_path
 from snapgen_pl.flow.samplers import Euler, Sampler
 from snapgen_pl.flow.timesteps import LogitNormal, TimestepDistribution
-from snapgen_pl.fsdp import match_layouts, shard, whole
+from snapgen_pl.fsdp import whole
 from snapgen_pl.images import from_uint8, to_uint8
 from snapgen_pl.metrics.binned_mean import BinnedMean
 from snapgen_pl.metrics.sample_metric import Facts
@@ -246,11 +246,8 @@ class Pretrain(Training):
         return [line for line in lines if line]
 
     def configure_model(self) -> None:
-        """Shards and compiles the denoiser, where asked to; once."""
-        if self.device_mesh is not None:
-            denoiser, *others = self.trained()
-            assert isinstance(denoiser, Denoiser)
-            shard(denoiser, others, self.device_mesh["data_parallel"])
+        """Also compiles the denoiser, where asked to; once."""
+        super().configure_model()
         if self.compile_denoiser:
             buckets = self._data().buckets
             # Each size in training and in validation, whose batches may be whole or what is left.
@@ -260,11 +257,6 @@ class Pretrain(Training):
         """The optimizer and its schedule, counted in images."""
         optimizer = self.make_optimizer([weight for part in self.trained() for weight in part.parameters()])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule(optimizer), "interval": "step"}}
-
-    def on_train_start(self) -> None:
-        """After a checkpoint was loaded."""
-        for optimizer in self.trainer.optimizers:
-            match_layouts(optimizer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> TrainingStep:
         """One batch: draws times, noise and what the samples do without, and predicts the velocity."""

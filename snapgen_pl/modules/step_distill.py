@@ -19,7 +19,7 @@ from snapgen_pl.distill.loss_terms import LossTerm, LossTerms, Role
 from snapgen_pl.flow.path import PathSample, data_from_velocity, sample_path
 from snapgen_pl.flow.samplers import Euler, Sampler
 from snapgen_pl.flow.timesteps import TimestepDensity, TimestepGrid
-from snapgen_pl.fsdp import reshard, shard
+from snapgen_pl.fsdp import reshard
 from snapgen_pl.models.denoiser import Denoiser, DenoiserOutput
 from snapgen_pl.models.discriminator import Discriminator
 from snapgen_pl.modules.distill import Distill
@@ -44,7 +44,7 @@ class StepDistill(Distill):
     generator's alone. In each turn the other network is frozen. Lightning's gradient clipping and accumulation
     are not for two optimizers: ``gradient_clip`` and ``accumulate`` stand here instead.
 
-    Under DDP, set ``trainer.strategy`` to ddp_find_unused_parameters_true.
+    A Trainer of your own needs ddp_find_unused_parameters_true under DDP, which the command line makes of ``ddp``.
 
     Args:
         denoiser: the generator, as in Distill; begin with a distilled student's weights by ``init_from``.
@@ -122,12 +122,6 @@ class StepDistill(Distill):
     def charted(self) -> Collection[str]:
         """Also what the networks pay against each other."""
         return (*super().charted, "adversarial", "d_real", "d_fake")
-
-    def configure_model(self) -> None:
-        """Also shards the discriminator, where the generator is sharded."""
-        super().configure_model()
-        if self.device_mesh is not None:
-            shard(self.denoiser, [self.discriminator], self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
         """The generator's and the discriminator's, each with the schedule of its own images."""

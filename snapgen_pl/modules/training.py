@@ -1,16 +1,17 @@
 """What all trainings have in common: a schedule in images, terms that are combined and logged, clipped gradients."""
 
+from collections.abc import Iterable
 from typing import Any, TypedDict
 
 import lightning as L
 import torch
 from lightning.pytorch.plugins import MixedPrecision
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from snapgen_pl.distill.loss_terms import LossCombiner, LossTerms, WeightedSum
-from snapgen_pl.fsdp import whole
+from snapgen_pl.fsdp import match_layouts, shard, whole
 
 
 class TrainingStep(TypedDict):
@@ -47,6 +48,24 @@ class Training(L.LightningModule):
         self.warmup_images, self.decay_images = warmup_images, decay_images
         self.combine: LossCombiner = WeightedSum()
         self.images_seen = 0
+
+    def configure_model(self) -> None:
+        """Shards all that is trained, where the strategy has a mesh to shard over; once."""
+        if self.device_mesh is not None:
+            for part in self.sharded():
+                shard(part, self.device_mesh["data_parallel"])
+
+    def sharded(self) -> Iterable[nn.Module]:
+        """The networks that are sharded, each on its own: those that are called as modules."""
+        return self.children()
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Nothing: a validation may come between batches that are accumulated, whose gradients Lightning would drop."""
+
+    def on_train_start(self) -> None:
+        """After a checkpoint was loaded."""
+        for optimizer in self.trainer.optimizers:
+            match_layouts(optimizer)
 
     def schedule(self, optimizer: Optimizer) -> LambdaLR:
         """The learning rate by the images seen, to be stepped after each step of the optimizer."""

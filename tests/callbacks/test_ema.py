@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from callbacks.checkpoint import LastCheckpoint
 from callbacks.ema import EMA, ema_weights
 from snapgen_pl.checkpoints import LAST
+from snapgen_pl.fsdp import reshard, shard
 from tests import tiny_run
 from tests.tiny_run import Stream, Tiny
 
@@ -198,6 +199,29 @@ def test_an_average_of_other_parameters_is_refused(
 def test_a_module_without_the_named_children_is_refused() -> None:
     with pytest.raises(ValueError, match="no child modules \\['generator'\\]"):
         EMA(modules=("denoiser", "generator")).setup(L.Trainer(logger=False), Tiny(), "fit")
+
+
+def test_a_sharded_module_gathers_its_own_weights_again_after_the_average_was_seen() -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        module, ema, trainer = Tiny(dropout=0), EMA(), L.Trainer(logger=False)
+        shard(module.denoiser, init_device_mesh("cpu", (1,)))
+        ema.on_fit_start(trainer, module)
+        x, average = torch.ones(1, tiny_run.PIXELS), []
+        with torch.no_grad():
+            average.append(module.denoiser(x))
+            reshard(module.denoiser)
+            for parameter in module.denoiser.parameters():
+                parameter.add_(1.0)
+            raw = module.denoiser(x)
+            ema.on_validation_start(trainer, module)
+            average.append(module.denoiser(x))
+            ema.on_validation_end(trainer, module)
+        assert torch.equal(*average)
+        assert not torch.equal(raw, average[0])
+        assert torch.equal(module.denoiser(x), raw)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_shards_are_averaged_swapped_saved_and_loaded(tmp_path: Path) -> None:

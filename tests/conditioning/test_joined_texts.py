@@ -261,7 +261,7 @@ def test_it_is_sharded_as_other_conditioners_are(folder: Path) -> None:
     expected, unconditional = conditioner(dropped), conditioner.unconditional(condition)
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        shard(small_unet(context_dim=WIDTH), [conditioner], init_device_mesh("cpu", (1,)))
+        shard(conditioner, init_device_mesh("cpu", (1,)))
         assert isinstance(conditioner.null, DTensor)
         told = conditioner(dropped)
         assert torch.equal(told.tokens_BSD, expected.tokens_BSD)

@@ -14,21 +14,8 @@ from snapgen_pl.images import from_uint8, to_uint8
 from snapgen_pl.metrics.lpips import LPIPS
 from snapgen_pl.modules.autoencoder import TrainAutoencoder
 from tests import decoder_run, distilled_run, tiny_run
-from tests.decoder_run import lpips_files, photo_data, reconstruction_loss
+from tests.decoder_run import CONFIG, lpips_files, photo_data, train_autoencoder
 from tests.golden_values import StepLosses
-
-CONFIG = {
-    "down_block_types": ["DownEncoderBlock2D"] * 3,
-    "up_block_types": ["UpDecoderBlock2D"] * 3,
-    "block_out_channels": [8, 16, 16],
-    "norm_num_groups": 4,
-    "latent_channels": 4,
-}
-
-
-def autoencoder(parts: Path, **options: Any) -> TrainAutoencoder:
-    L.seed_everything(0, verbose=False)
-    return TrainAutoencoder(CONFIG, reconstruction_loss(parts), **{"kl_weight": 1e-3, "warmup_images": 8} | options)
 
 
 def train(
@@ -49,7 +36,7 @@ def first_batch(photos: Path) -> ImageBatch:
 
 
 def test_the_terms_are_those_of_the_method(photos: Path, parts: Path, tmp_path: Path) -> None:
-    module = autoencoder(parts)
+    module = train_autoencoder(parts)
     train(module, photos, tmp_path, 1, val_check_interval=None)
     batch = first_batch(photos)
     terms = {term.name: term for term in module.loss_terms(batch).terms}
@@ -75,14 +62,14 @@ def test_the_terms_are_those_of_the_method(photos: Path, parts: Path, tmp_path: 
 
 def test_losses_are_the_golden_ones(photos: Path, parts: Path, tmp_path: Path) -> None:
     steps = StepLosses()
-    train(autoencoder(parts), photos, tmp_path, 4, callbacks=[steps], val_check_interval=None)
+    train(train_autoencoder(parts), photos, tmp_path, 4, callbacks=[steps], val_check_interval=None)
     steps.check("autoencoder")
 
 
 def test_training_brings_images_back_and_what_is_saved_is_what_was_validated(
     photos: Path, parts: Path, tmp_path: Path
 ) -> None:
-    module = autoencoder(parts, optimizer=lambda weights: torch.optim.AdamW(weights, lr=3e-3))
+    module = train_autoencoder(parts, optimizer=lambda weights: torch.optim.AdamW(weights, lr=3e-3))
     module.reconstruction.ready(module.device)
     before = module.loss_terms(first_batch(photos)).terms[0].value_B.mean()
     logger = RunLogger(str(tmp_path), name="", version="", default_hp_metric=False)
@@ -91,7 +78,7 @@ def test_training_brings_images_back_and_what_is_saved_is_what_was_validated(
     assert after < 0.8 * before
     psnr = distilled_run.scalars(tmp_path)["val/psnr"]
 
-    averaged = autoencoder(parts)
+    averaged = train_autoencoder(parts)
     weights = tiny_run.load(tmp_path / LAST)["ema"]["weights"]
     averaged.load_state_dict(weights)
     averaged.network.save_pretrained(tmp_path / "vae")
@@ -109,9 +96,9 @@ def test_training_brings_images_back_and_what_is_saved_is_what_was_validated(
 
 
 def test_a_resumed_run_ends_in_the_same_bits(photos: Path, parts: Path, tmp_path: Path) -> None:
-    whole = train(autoencoder(parts), photos, tmp_path / "whole", 4, val_check_interval=None)
-    train(autoencoder(parts), photos, tmp_path / "halves", 2, val_check_interval=None)
-    halves = train(autoencoder(parts), photos, tmp_path / "halves", 4, resume=True, val_check_interval=None)
+    whole = train(train_autoencoder(parts), photos, tmp_path / "whole", 4, val_check_interval=None)
+    train(train_autoencoder(parts), photos, tmp_path / "halves", 2, val_check_interval=None)
+    halves = train(train_autoencoder(parts), photos, tmp_path / "halves", 4, resume=True, val_check_interval=None)
     assert whole["images_seen"] == halves["images_seen"] == 4 * decoder_run.BATCH
     for name, weight in whole["state_dict"].items():
         assert torch.equal(weight, halves["state_dict"][name]), name

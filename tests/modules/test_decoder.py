@@ -27,7 +27,6 @@ from tests import distilled_run, tiny_run
 from tests.decoder_run import ALONE, BATCH, SIDE, lpips_files, photo_data, train, train_decoder
 from tests.golden_values import StepLosses
 from tests.metrics.fidelity import random_weights
-from tests.test_resume import in_own_process
 
 
 class Steps(tiny_run.Touched):
@@ -298,17 +297,6 @@ def test_data_that_do_not_fit_are_refused(
         setattr(given, name, value)
     with pytest.raises(ValueError, match=message):
         train(train_decoder(parts), photos, tmp_path, 1, data=given)
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(photos: Path, parts: Path, tmp_path: Path) -> None:
-    one = train(train_decoder(parts), photos, tmp_path / "one", 7)
-    ran = in_own_process(parts, photos, tmp_path / "two", "--steps", "7", module="tests.decoder_run")
-    assert ran.returncode == 0, ran.stderr
-    two = tiny_run.load(tmp_path / "two" / LAST)
-    assert (two["images_seen"], two["steps"]) == (one["images_seen"], one["steps"])
-    for name, weight in one["state_dict"].items():
-        torch.testing.assert_close(two["state_dict"][name], weight, atol=1e-5, rtol=1e-5)
 
 
 def test_it_begins_with_the_averaged_weights_of_a_run(photos: Path, parts: Path, tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from snapgen_pl.teachers.run import RunTeacher
 from tests import distill_run, pretrain_run, tiny_run
 from tests.distill_run import PAIRS, distill, train
 from tests.golden_values import StepLosses
-from tests.test_resume import in_own_process
 
 STEPS = 6
 
@@ -210,17 +209,3 @@ def test_a_drawing_run_needs_no_teacher(images: Path, run: Path, tmp_path: Path)
     trainer = tiny_run.trainer_for(tmp_path, 1)
     trainer.predict(module, datamodule=pretrain_run.image_data(images))
     assert not teacher._has_weights
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("words", [(), ("--sharded",)], ids=["ddp", "fsdp2"])
-def test_two_processes_train_as_one(images: Path, run: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
-    one = train(distill(run), images, tmp_path / "one", STEPS, callbacks=[TimestepAwareScaling()])
-    ran = in_own_process(run, images, tmp_path / "two", "--steps", str(STEPS), *words, module="tests.distill_run")
-    assert ran.returncode == 0, ran.stderr
-    two = tiny_run.load(tmp_path / "two" / LAST)
-    assert two["images_seen"] == one["images_seen"]
-    for name, weight in one["state_dict"].items():
-        torch.testing.assert_close(two["state_dict"][name], weight, atol=1e-5, rtol=1e-5)
-    for name, weight in one["ema"]["weights"].items():
-        torch.testing.assert_close(two["ema"]["weights"][name], weight, atol=1e-5, rtol=1e-5)

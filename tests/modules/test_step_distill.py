@@ -28,7 +28,6 @@ from snapgen_pl.trained_run import open_run
 from tests import distill_run, distilled_run, pretrain_run, tiny_run
 from tests.distill_run import step_distill, train
 from tests.golden_values import StepLosses
-from tests.test_resume import in_own_process
 
 TIMES = Euler(4).times()
 
@@ -286,18 +285,3 @@ def test_it_draws_in_its_few_steps_without_teacher_and_discriminator(images: Pat
     (images_BCHW, *_) = tiny_run.trainer_for(tmp_path, 1).predict(module, datamodule=pretrain_run.image_data(images))  # type: ignore[misc]
     assert images_BCHW.dtype == torch.uint8
     assert not teacher._has_weights
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("words", [(), ("--sharded",)], ids=["ddp", "fsdp2"])
-def test_two_processes_train_as_one(images: Path, run: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
-    one = train(step_distill(run), images, tmp_path / "one", 6, callbacks=[TimestepAwareScaling()])
-    ran = in_own_process(run, images, tmp_path / "two", "--steps", "6", "--adversarial", *words,
-                         module="tests.distill_run")  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
-    two = tiny_run.load(tmp_path / "two" / LAST)
-    assert (two["images_seen"], two["steps"]) == (one["images_seen"], one["steps"])
-    for name, weight in one["state_dict"].items():
-        torch.testing.assert_close(two["state_dict"][name], weight, atol=1e-5, rtol=1e-5)
-    for name, weight in one["ema"]["weights"].items():
-        torch.testing.assert_close(two["ema"]["weights"][name], weight, atol=1e-5, rtol=1e-5)
