@@ -6,7 +6,6 @@ has a record is not done again, and a run that was interrupted goes on where it 
 decoder`` shows the records.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -28,9 +27,10 @@ from snapgen_pl.metrics.lpips import LPIPS
 from snapgen_pl.metrics.reconstruction import reconstruction
 from snapgen_pl.modules.autoencoder import save
 from snapgen_pl.png import to_pil, write_png
+from snapgen_pl.runs import Run
 from snapgen_pl.tables.decoder import SIZES
 from snapgen_pl.tables.decoder_records import ADVERSARIAL, FULL, LONG, OWN, ROWS, SMALL, DecoderRecord, Scale
-from snapgen_pl.trained_run import MANIFEST, open_run
+from snapgen_pl.trained_run import open_run
 
 SCALES = {"full": FULL, "small": SMALL}
 PHOTOGRAPHS = Path("photographs/images")
@@ -164,12 +164,12 @@ def make(scale: Scale, row: str, seed: int, bench: Bench) -> None:
         return
     run.train()
     seconds = EventAccumulator(str(run.folder)).Reload().Scalars("train/seconds")[-1].value
-    start = json.loads((run.folder / MANIFEST).read_text(encoding="utf-8"))["starts"][-1]
+    start = Run(run.folder).starts()[-1]
     record = DecoderRecord(
         row=row,
         seed=run.seed,
         recipe=run.recipe,
-        crops=int(torch.load(open_run(str(run.folder)).checkpoint, weights_only=True, mmap=True)["images_seen"]),
+        crops=open_run(str(run.folder)).images_seen,
         training_seconds=round(seconds, 1),
         machine=start["hardware"]["gpus"] or start["hardware"]["cpu"],
         date=start["time"],

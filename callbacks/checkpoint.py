@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from callbacks.step_watch import StepWatch, any_due
-from snapgen_pl.checkpoints import LAST, PREVIOUS, newest, require_whole
+from snapgen_pl.checkpoints import LAST, PREVIOUS, newest, read
 from snapgen_pl.whole_files import whole_file
 
 
@@ -30,20 +30,23 @@ class AtomicCheckpointIO(CheckpointIO):
 
         Raises:
             ValueError: for storage options, of which there are none.
-            OSError: as the file system reports it, the part file being removed; older checkpoints are untouched.
+            OSError: for a full disk and the like, saying what stands: older checkpoints are untouched, and the part
+                file is removed.
         """
         if storage_options is not None:
             raise ValueError(f"storage_options are not supported, got {storage_options!r}")
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(target) as part:
-            with part.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            if target.name == LAST and target.exists():
-                target.replace(target.with_name(PREVIOUS))
-        _sync_folder(target.parent)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(target) as part:
+                _write(checkpoint, part)
+                if target.name == LAST and target.exists():
+                    target.replace(target.with_name(PREVIOUS))
+            _sync_folder(target.parent)
+        except OSError as error:
+            stands = next((path for path in (target, target.with_name(PREVIOUS)) if path.exists()), None)
+            kept = f"{stands} stands: mend that, then resume from it" if stands else "nothing was saved before"
+            raise OSError(f"{target} could not be written ({error.strerror or error}); {kept}") from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
@@ -52,13 +55,12 @@ class AtomicCheckpointIO(CheckpointIO):
 
         Raises:
             FileNotFoundError: where there is no file.
-            ValueError: where it is truncated, naming the checkpoint to use instead; where ``weights_only`` is False.
+            ValueError: as :func:`snapgen_pl.checkpoints.read`; where ``weights_only`` is False.
         """
         if weights_only is False:
             raise ValueError("checkpoints hold tensors and plain values only: leave weights_only out")
-        require_whole(Path(path))
-        checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        return checkpoint
+        # Not in the file's map: optimizers change in place what they are given.
+        return read(Path(path), mmap=False, map_location=map_location or "cpu")
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Deletes a checkpoint."""
@@ -135,6 +137,19 @@ class LastCheckpoint(ModelCheckpoint):
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
         """What ``ckpt_path="last"`` means. Lightning's own warns and starts from scratch where nothing is found."""
         return {str(newest(Path(trainer.default_root_dir)))}
+
+
+def _write(checkpoint: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:
+            # What the file system said is covered by torch's writer, which only sees that bytes are missing.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,7 +1,6 @@
 """Writes down what a run is: code, packages, hardware, data, and every start."""
 
 import importlib.metadata
-import json
 import platform
 import sys
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from snapgen_pl.config_files import Value, as_value, differences
 from snapgen_pl.data.source import OpenSource
 from snapgen_pl.provenance import describe_code, describe_machine
+from snapgen_pl.runs import Run
 from snapgen_pl.teachers.teacher import HasTeacher
 from snapgen_pl.whole_files import write_json
 
@@ -45,17 +45,16 @@ class RunManifest(L.Callback):
         """Adds this start.
 
         Raises:
-            ValueError: where a resumed run's classes changed.
+            ValueError: where a resumed run's classes changed, or its manifest is damaged.
         """
-        path = Path(trainer.default_root_dir) / "manifest.json"
+        run = Run(Path(trainer.default_root_dir))
         start = _describe(trainer, pl_module)
-        resumed = trainer.ckpt_path is not None and path.exists()
-        starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if resumed else []
+        starts = run.starts() if trainer.ckpt_path is not None and run.manifest.exists() else []
         if starts:
-            _compare_data(starts[-1]["data"], start["data"])
+            _compare_data(run, starts[-1].get("data"), start["data"])
             _compare_teachers(starts[-1].get("teacher"), start["teacher"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json({"starts": [*starts, start]}, path)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_json({"starts": [*starts, start]}, run.manifest)
 
 
 def _describe(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
@@ -105,13 +104,20 @@ def _compare_teachers(before: dict[str, Value] | None, now: dict[str, Value] | N
         rank_zero_warn(f"the teacher changed since the run's last start: {listed}")
 
 
-def _compare_data(before: dict[str, Any] | None, now: dict[str, Any] | None) -> None:
-    if before is None or now is None or before["fingerprint"] == now["fingerprint"]:
+def _compare_data(run: Run, before: Any, now: dict[str, Any] | None) -> None:
+    if before is None or now is None:
         return
-    if before["classes"] != now["classes"]:
+    match before:
+        case {"fingerprint": str(fingerprint), "classes": list(classes)}:
+            pass
+        case _:
+            raise ValueError(f"{run.manifest} does not say what data the run was trained on; put it back")
+    if fingerprint == now["fingerprint"]:
+        return
+    if classes != now["classes"]:
         raise ValueError(
-            f"the run was trained on {len(before['classes'])} classes, and the data now has others "
+            f"the run was trained on {len(classes)} classes, and the data now has others "
             f"({len(now['classes'])}): labels would mean something else. Give the data of the run's manifest.json, or "
             "start a new run"
         )
-    rank_zero_warn(f"the data changed since the run's last start: {before['fingerprint']} -> {now['fingerprint']}")
+    rank_zero_warn(f"the data changed since the run's last start: {fingerprint} -> {now['fingerprint']}")

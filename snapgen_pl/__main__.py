@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from snapgen_pl.errors import ShortErrors, UsageError, debugging, did_you_mean, one_paragraph
+from snapgen_pl.errors import ShortErrors, UsageError, debugging, did_you_mean, is_told, reason
 
 PROG = "python -m snapgen_pl"
 
@@ -73,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _run_function(verb, FUNCTION_VERBS[verb], rest)
             return 0
         raise UsageError(f"no such verb{did_you_mean(verb, [*TRAINER_VERBS, *FUNCTION_VERBS])}")
-    except (UsageError, ValueError, FileNotFoundError, FloatingPointError) as error:
-        if debugging():
+    except Exception as error:
+        if debugging() or not is_told(error):
             raise
         return _fail(verb, error)
 
@@ -113,7 +113,7 @@ def _appending(word: str) -> str:
 def _fail(verb: str, error: Exception) -> int:
     usage = isinstance(error, UsageError)
     where = f"{error.key}: " if isinstance(error, UsageError) and error.key else ""
-    message = str(error) if usage else one_paragraph(str(error))
+    message = str(error) if usage else reason(error)
     hint = "" if usage else "\n(SNAPGEN_DEBUG=1 shows where)"
     print(f"{PROG} {verb}: error: {where}{message}{hint}", file=sys.stderr)
     return 2 if usage else 1

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 import snapgen_pl
 from callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint
 from callbacks.ema import EMA
+from callbacks.lost_process import LostProcess
 from callbacks.nonfinite import NonFinite
 from callbacks.progress import StepProgress
 from callbacks.rng_state import RngState
@@ -29,7 +30,7 @@ from callbacks.throughput import Throughput
 from snapgen_pl.config_files import parse_yaml
 from snapgen_pl.errors import ShortErrors
 from snapgen_pl.fsdp import FSDP2
-from snapgen_pl.runs import Run, Start, table
+from snapgen_pl.runs import CONFIG, Run, Start, table
 from snapgen_pl.terminal import quiet
 
 SEED = 0
@@ -43,8 +44,9 @@ CONFIGURABLE: dict[str, type[L.Callback]] = {
     "checkpoint": LastCheckpoint,
 }
 # In every run, with nothing to configure; after those above, since a run that Termination ends must have averaged its
-# last step. Lightning itself moves LastCheckpoint, a ModelCheckpoint, behind all others.
-PLAIN: tuple[type[L.Callback], ...] = (RunManifest, RngState, NonFinite, Termination)
+# last step. LostProcess, which may raise where a run fails, comes after all that put things back then. Lightning itself
+# moves LastCheckpoint, a ModelCheckpoint, behind all others.
+PLAIN: tuple[type[L.Callback], ...] = (RunManifest, RngState, NonFinite, Termination, LostProcess)
 
 TRAINER_DEFAULTS = {
     # Data comes as one endless epoch, each rank taking its slice: see snapgen_pl.data. trainer.max_steps ends a run.
@@ -63,7 +65,7 @@ class Parser(ShortErrors, LightningArgumentParser):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Claims the run's folder when ``fit`` starts, and writes the resolved configuration into it.
+    """Claims the run's folder before ``fit`` starts, and writes the resolved configuration into it and each checkpoint.
 
     Args:
         parser: dumps the configuration.
@@ -79,10 +81,24 @@ class SaveConfig(SaveConfigCallback):
         self._claim: FileLock | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Claims and writes, on the first rank."""
+        """Writes, on the first rank."""
+        self._text = _dump(self.parser, self.config)
         if trainer.is_global_zero:
-            self._claim = self.run.claim()
-            self.run.write_config(_dump(self.parser, self.config), self.start)
+            self.run.write_config(self._text, self.start)
+
+    def claim(self) -> None:
+        """Claims the folder for as long as the process trains.
+
+        Raises:
+            ValueError: where another process trains there, or has since this one looked.
+        """
+        self._claim = self.run.claim()
+        if self.run.start(str(self.start.checkpoint) if self.start.checkpoint else None) != self.start:
+            raise ValueError(f"another process has continued {self.run.folder} meanwhile; give the command again")
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Puts the configuration in."""
+        checkpoint[CONFIG] = self._text
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Gives the folder up."""
@@ -134,7 +150,9 @@ class RunCLI(LightningCLI):
         self.save_config_kwargs = {"run": self.run, "start": self.start}
         text = _opening(self.subcommand or "", self.run, self.start)
         if self.start.resumes:
+            assert self.start.checkpoint is not None
             changed = self.run.check_unchanged(parse_yaml(_dump(self._parser(self.subcommand), settings)))
+            self.run.check_own(self.start.checkpoint)
             text += f"; differs from {self.run.config}:\n{table(changed)}" if changed else ""
         _say(text)
 
@@ -157,6 +175,12 @@ class RunCLI(LightningCLI):
         plugins = given.plugins or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Claims the folder, before loggers write into it."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, SaveConfig) and self.trainer.is_global_zero:
+                callback.claim()
 
     def _logger(self) -> RunLogger:
         fit = self.subcommand == "fit"

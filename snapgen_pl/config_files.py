@@ -31,12 +31,13 @@ def check_config(path: Path) -> None:
     """Reads a config as far as YAML goes.
 
     Raises:
-        ValueError: naming file and line, if the file is not YAML, not a mapping, or gives one key twice.
+        ValueError: naming file and line, if the file is not YAML, not a mapping, gives one key twice, has keys that
+            are no names, or holds itself.
     """
     node = _compose(path)
     if not isinstance(node, yaml.MappingNode):
         raise ValueError(f"{path}: a config is a mapping such as `model: ...`, and this file holds none")
-    _check_duplicates(path, node)
+    _check_keys(path, node)
 
 
 def load_config(path: Path) -> dict[str, Value]:
@@ -46,7 +47,10 @@ def load_config(path: Path) -> dict[str, Value]:
         ValueError: as :func:`check_config`.
     """
     check_config(path)
-    return parse_yaml(path.read_text(encoding="utf-8"))
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"))
+    except Exception as error:  # PyYAML's constructors raise what they like
+        raise ValueError(f"{path}: not a config: {error}") from error
 
 
 def parse_yaml(text: str) -> dict[str, Value]:
@@ -107,24 +111,30 @@ def _compose(path: Path) -> yaml.Node | None:
         mark = error.problem_mark or error.context_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise ValueError(f"{path}{place}: broken YAML: {error.problem or error.context}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: not a YAML text: {error}") from error
 
 
-def _check_duplicates(path: Path, node: yaml.Node) -> None:
-    """YAML itself lets the last of two equal keys win in silence."""
+def _check_keys(path: Path, node: yaml.Node, above: tuple[yaml.Node, ...] = ()) -> None:
+    """YAML itself lets the last of two equal keys win in silence, keys be anything, and nodes hold themselves."""
+    line = node.start_mark.line + 1
+    if any(node is each for each in above):
+        raise ValueError(f"{path}:{line}: what stands here contains itself; write it out")
+    above = (*above, node)
     if isinstance(node, yaml.SequenceNode):
         for element in node.value:
-            _check_duplicates(path, element)
+            _check_keys(path, element, above)
     if isinstance(node, yaml.MappingNode):
         lines: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise ValueError(f"{path}:{line}: a key is a name, and this one is a list or a mapping")
             if key.value in lines:
                 first = lines[key.value]
                 raise ValueError(f"{path}:{line}: `{key.value}` is given twice, first in line {first}; keep one")
             lines[key.value] = line
-            _check_duplicates(path, value)
+            _check_keys(path, value, above)
 
 
 def _find(node: yaml.Node | None, path: tuple[str, ...]) -> Iterator[tuple[int, yaml.Node]]:

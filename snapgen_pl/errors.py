@@ -21,6 +21,7 @@ _UNKNOWN = re.compile(r"(?:Option|.* does not accept option) '([^']+)'")
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: --([\w.]+)")
 _MISSING = re.compile(r"the following arguments are required: (?:\w+\.)?([\w.]+)")
 _NO_CLASS = re.compile(r"module '([^']+)' has no attribute '([^']+)'")
+_DEAD_WORKER = "DataLoader worker"  # so PyTorch begins to tell of one
 _EXPECTED = re.compile(r"Expected an? (.+?)\. Got value: (.*)")
 
 
@@ -89,6 +90,24 @@ def explain(message: str, known: Iterable[str]) -> UsageError:
     if match := _EXPECTED.fullmatch(reason):
         return UsageError(f"expected {_type_name(match[1])}, got {match[2]!r}", ".".join(keys), match[2])
     return UsageError(reason, ".".join(keys))
+
+
+def is_told(error: BaseException) -> bool:
+    """Whether an exception tells a user all: of what was given, of files and disks, of numbers, or of a dead worker."""
+    told = isinstance(error, UsageError | ValueError | OSError | FloatingPointError)
+    return told or str(error).startswith(_DEAD_WORKER)
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, in a paragraph."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if str(error).startswith(_DEAD_WORKER):
+        return (
+            f"{str(error).splitlines()[0].strip()} The machine may lack memory: set fewer workers or a smaller batch "
+            "(data.workers, data.batch_size); the last checkpoint stands"
+        )
+    return one_paragraph(str(error))
 
 
 def one_paragraph(message: str) -> str:

@@ -4,18 +4,22 @@ Rules:
     * ``fit`` starts a run in a folder that holds no checkpoint, from nothing or from any checkpoint elsewhere.
     * ``fit --ckpt_path last``, or a checkpoint inside the folder, continues the run there with the settings it had,
       save for those in :data:`MAY_CHANGE`; whoever wants others continues in a new folder.
+    * Each checkpoint holds the configuration too, so that another run's in the folder is not continued as this one.
     * ``config.yaml`` is the run's configuration, written once; each further session adds ``config-<step>.yaml``.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from snapgen_pl import checkpoints
-from snapgen_pl.config_files import Difference, Value, differences, load_config
-from snapgen_pl.whole_files import write_text
+from snapgen_pl.config_files import Difference, Value, differences, load_config, parse_yaml
+from snapgen_pl.whole_files import read_json, write_text
+
+CONFIG = "config"  # a checkpoint's key of it, as YAML
 
 # Where a session starts and where the folder lies; not compared.
 _SESSION = ("ckpt_path", "weights_only", "name", "runs")
@@ -81,6 +85,11 @@ class Run(NamedTuple):
         return self.folder / "config.yaml"
 
     @property
+    def manifest(self) -> Path:
+        """What the run is: code, packages, hardware, data, and every start."""
+        return self.folder / "manifest.json"
+
+    @property
     def last(self) -> Path:
         """The newest checkpoint, in whole runs."""
         return self.folder / checkpoints.LAST
@@ -105,6 +114,29 @@ class Run(NamedTuple):
             ) from error
         return lock
 
+    def check_writable(self) -> None:
+        """Refuses a folder that nothing can be written in, before any work is done for it.
+
+        Raises:
+            ValueError: naming it, or that in which it would have to be made.
+        """
+        folder = self.folder.absolute()
+        place = next(path for path in (folder, *folder.parents) if path.exists())
+        if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+            reason = "it may not be written" if place.is_dir() else "it is a file"
+            raise ValueError(f"{self.folder} cannot hold a run: of {place}, {reason}; choose another --runs")
+
+    def starts(self) -> list[dict[str, Any]]:
+        """What the manifest says of each session, the first one first; at least one.
+
+        Raises:
+            ValueError: where it is missing or damaged.
+        """
+        starts = read_json(self.manifest, "put it back").get("starts")
+        if not isinstance(starts, list) or not starts or not all(isinstance(start, dict) for start in starts):
+            raise ValueError(f"{self.manifest} does not say how the run was started; put it back")
+        return starts
+
     def session_config(self, start: Start) -> Path:
         """The file that a session's configuration goes to."""
         return self.folder / f"config-{start.step}.yaml" if start.resumes else self.config
@@ -121,9 +153,10 @@ class Run(NamedTuple):
             ckpt_path: ``last``, a file, or None.
 
         Raises:
-            ValueError: if the folder holds another run, or the checkpoint is damaged.
+            ValueError: if the folder holds another run or cannot be written, or the checkpoint is damaged.
             FileNotFoundError: if the checkpoint is missing.
         """
+        self.check_writable()
         checkpoint = self.checkpoint(ckpt_path)
         resumes = checkpoint is not None and checkpoint.resolve().parent == self.folder.resolve()
         if self.exists() and not resumes:
@@ -165,13 +198,31 @@ class Run(NamedTuple):
         if not self.config.is_file():
             raise ValueError(f"{self.config} is missing, so nothing says how the run was configured; put it back")
         found = [change for change in differences(load_config(self.config), config) if change.key not in _SESSION]
-        refused = [difference for difference in found if not may_change(difference.key)]
-        if refused:
+        if refused := _refused(found):
             raise ValueError(
                 f"the configuration is not that of run {self.folder}:\n{table(refused)}\n"
                 f"undo the change, or continue elsewhere with --name NEW --ckpt_path {self.last}"
             )
         return found
+
+    def check_own(self, checkpoint: Path) -> None:
+        """Refuses a checkpoint that was put into the folder from another run, or a configuration that was.
+
+        Raises:
+            ValueError: listing how the configuration in the checkpoint differs from the folder's.
+        """
+        # Checkpoints of before do not say how they were configured.
+        text = checkpoints.read(checkpoint, verify=False).get(CONFIG)
+        own = differences(load_config(self.config), parse_yaml(text)) if isinstance(text, str) else []
+        if refused := _refused([change for change in own if change.key not in _SESSION]):
+            raise ValueError(
+                f"{checkpoint} is not of the run that {self.config} tells of:\n{table(refused)}\n"
+                "put the run's own files back, or continue the checkpoint elsewhere with --name NEW"
+            )
+
+
+def _refused(found: Sequence[Difference]) -> list[Difference]:
+    return [difference for difference in found if not may_change(difference.key)]
 
 
 def may_change(key: str) -> bool:

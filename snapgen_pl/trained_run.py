@@ -1,7 +1,6 @@
 """A run's folder as a source of what was trained there: its configuration, averaged weights and classes."""
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,6 @@ from snapgen_pl.config_files import Value, load_config
 from snapgen_pl.errors import ShortErrors, UsageError
 from snapgen_pl.runs import Run
 
-MANIFEST = "manifest.json"
 PIPELINE = "model_index.json"  # tells a pipeline of diffusers from a run
 
 
@@ -41,12 +39,15 @@ class TrainedRun(NamedTuple):
         """The module's state with the averaged weights, in the file's map.
 
         Raises:
-            ValueError: where nothing was averaged.
+            ValueError: where nothing was averaged, or the checkpoint is damaged.
         """
-        saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        if "ema" not in saved:
-            raise ValueError(f"{self.checkpoint} holds no averaged weights, which alone are used")
-        weights: dict[str, Tensor] = {**saved["state_dict"], **saved["ema"]["weights"]}
+        match checkpoints.read(self.checkpoint):
+            case {"state_dict": dict(raw), "ema": {"weights": dict(averaged)}}:
+                weights = {**raw, **averaged}
+            case _:
+                raise ValueError(f"{self.checkpoint} holds no averaged weights, which alone are used")
+        if strangers := [name for name, weight in weights.items() if not isinstance(weight, Tensor)]:
+            raise ValueError(f"{self.checkpoint} is damaged: its weight {strangers[0]!r} is no tensor")
         return weights
 
     @property
@@ -63,9 +64,7 @@ class TrainedRun(NamedTuple):
     @property
     def images_seen(self) -> int:
         """Images that its weights were trained on, over all processes."""
-        seen = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)["images_seen"]
-        assert isinstance(seen, int)
-        return seen
+        return checkpoints.count_in(checkpoints.read(self.checkpoint, verify=False), "images_seen", self.checkpoint)
 
     def weights_facts(self) -> dict[str, Value]:
         """Which weights its own are, for records."""
@@ -115,11 +114,11 @@ class TrainedRun(NamedTuple):
         Raises:
             ValueError: where its manifest does not say them.
         """
-        manifest = self.folder / MANIFEST
-        try:
-            return tuple(json.loads(manifest.read_text(encoding="utf-8"))["starts"][-1]["data"]["classes"])
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{manifest} does not say what classes the run was trained on; put it back") from error
+        run = Run(self.folder)
+        match run.starts()[-1].get("data"):
+            case {"classes": [*classes]} if all(isinstance(name, str) for name in classes):
+                return tuple(classes)
+        raise ValueError(f"{run.manifest} does not say what classes the run was trained on; put it back")
 
 
 def fill_parts(module: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -1,10 +1,11 @@
-"""Files, and folders of them, that appear whole or not at all, whatever interrupts their writing."""
+"""Files, and folders of them, that appear whole or not at all, whatever interrupts their writing; and JSON in them."""
 
 import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -58,3 +59,24 @@ def write_text(text: str, path: Path) -> None:
 def write_json(content: Mapping[str, object], path: Path) -> None:
     """Writes indented JSON."""
     write_text(json.dumps(content, indent=2) + "\n", path)
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """Reads an object, as :func:`write_json` writes it.
+
+    Args:
+        path: of the file.
+        remedy: what to do where it is damaged.
+
+    Raises:
+        ValueError: where it is missing or is none, naming it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({error}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no object, but a {type(content).__name__}; {remedy}")
+    return content

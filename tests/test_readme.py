@@ -52,6 +52,15 @@ def test_its_tables_are_those_that_the_code_makes(name: Name) -> None:
     assert table(name, "md") in README, "run `python -m benchmarks.readme`"
 
 
+def test_the_tests_that_it_names_exist_and_are_slow_where_it_says_so() -> None:
+    rows = [line for line in README.splitlines() if line.startswith("| ") and "`tests/" in line]
+    assert len(rows) > 10
+    for row in rows:
+        for name in re.findall(r"`(tests/[^`]+)`", row):
+            slow = "pytestmark = pytest.mark.slow" in (ROOT / name).read_text()
+            assert slow <= ("\\*" in row), row
+
+
 def test_the_tables_are_put_between_their_marks() -> None:
     emptied = re.sub(r"(<!-- table \w+ -->\n).*?(\n<!-- end -->)", r"\1old\2", README, flags=re.DOTALL)
     assert emptied != README

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import callbacks.checkpoint
 from callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint
 from callbacks.ema import EMA
+from callbacks.lost_process import LostProcess
 from callbacks.nonfinite import NonFinite
 from callbacks.rng_state import RngState
 from callbacks.termination import Termination
@@ -138,7 +139,7 @@ class KillAt(L.Callback):
 
 def callbacks_of_a_run(every_n_steps: int, averaged: tuple[str, ...]) -> list[L.Callback]:
     ema = EMA(half_life_images=50, modules=averaged)
-    return [ema, NonFinite(), RngState(), Termination(), LastCheckpoint(every_n_steps)]
+    return [ema, NonFinite(), RngState(), Termination(), LostProcess(), LastCheckpoint(every_n_steps)]
 
 
 def trainer_for(

@@ -109,7 +109,7 @@ class ShardSet(SplitShards):
         super().__init__(folder, manifest, split)
         facts = LatentFacts.of(folder, self.plan.facts)
         self.image_size, self.flips, self.autoencoder = facts.image_size, facts.flips, facts.autoencoder
-        self.labels = torch.cat([read_shard(folder, self.plan, shard).tensors["label"] for shard in self.shards])
+        self.labels = self.column("label")
 
     def load(self, indices: Sequence[int], mirrored: Sequence[bool]) -> Posterior:
         """The posteriors of these images, or of their mirror images: (B, C, H, W) as stored."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from snapgen_pl.config_files import Value, differences
 from snapgen_pl.digest import tensors_digest
-from snapgen_pl.whole_files import whole_file, write_json
+from snapgen_pl.whole_files import read_json, whole_file, write_json
 
 MANIFEST = "manifest.json"
 Array: TypeAlias = NDArray[Any]
@@ -140,13 +140,18 @@ def read_shard(folder: Path, plan: Plan, shard: Shard) -> Content:
     header, tensors = _mapped(path)
     if not {"plan", "shard", "digest"} <= header.keys():
         raise ValueError(f"{path} is no shard of {plan.format}: its header lacks a plan; move it away")
-    if changed := differences(json.loads(header["plan"]), plan.as_json()):
+    try:
+        planned, found = json.loads(header["plan"]), Shard(**json.loads(header["shard"]))
+        place = found.file
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is no shard of {plan.format}: its header says nonsense; move it away") from error
+    if changed := differences(planned, plan.as_json()):
         listed = "; ".join(
             f"{change.key} is {_brief(change.old)} there, {_brief(change.new)} here" for change in changed
         )
         raise ValueError(f"{path} is of another encoding than {MANIFEST} or the command says: {listed}")
-    if (found := Shard(**json.loads(header["shard"]))) != shard:
-        raise ValueError(f"{path} holds what belongs into {found.file}: files were renamed or swapped; put them back")
+    if found != shard:
+        raise ValueError(f"{path} holds what belongs into {place}: files were renamed or swapped; put them back")
     return Content(tensors, header["digest"])
 
 
@@ -193,21 +198,25 @@ def read_manifest(folder: Path, format_name: str) -> Manifest:
             f"{path} does not exist; give a folder that `predict` with callbacks.shard_writer.ShardWriter has "
             "finished (the same command again goes on with it)"
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(content, dict) or content.pop("format", None) != format_name:
+    content = read_json(path, "encode again")
+    if content.pop("format", None) != format_name:
         raise ValueError(f"{path} is not of format {format_name!r}; give another folder, or encode again")
-    try:
-        source, counts, shard_size = content.pop("source"), content.pop("counts"), content.pop("shard_size")
-        digests = content.pop("digests")
-        content.pop("made")
-        return Manifest(
-            Plan(format_name, content, source, (counts["train"], counts["validation"]), shard_size), digests
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} lacks what a manifest says ({error}); encode again") from error
+    match content:
+        case {
+            "source": str(source),
+            "counts": {"train": int(train), "validation": int(validation)},
+            "shard_size": int(shard_size),
+            "digests": dict(digests),
+            "made": dict(),
+            **facts,
+        } if min(train, validation) >= 0 and shard_size > 0:
+            manifest = Manifest(Plan(format_name, facts, source, (train, validation), shard_size), digests)
+        case _:
+            raise ValueError(f"{path} lacks what a manifest says of shards; encode again")
+    # Before shards are listed, of which a damaged count may promise more than memory holds.
+    if sum(-(-count // shard_size) for count in (train, validation)) != len(digests):
+        raise ValueError(f"{path} counts other samples than its {len(digests)} shards hold; encode again")
+    return manifest
 
 
 class SplitShards:
@@ -227,6 +236,20 @@ class SplitShards:
     def __len__(self) -> int:
         """The number of samples."""
         return sum(shard.count for shard in self.shards)
+
+    def column(self, name: str) -> Tensor:
+        """One tensor of all shards, which has a row a sample.
+
+        Raises:
+            ValueError: naming a shard that has none.
+        """
+        parts = [read_shard(self.folder, self.plan, shard).tensors.get(name) for shard in self.shards]
+        for shard, part in zip(self.shards, parts, strict=True):
+            if part is None or part.shape[:1] != (shard.count,):
+                raise ValueError(
+                    f"{self.folder / shard.file} is damaged: no {name} a sample; delete it and encode again"
+                )
+        return torch.cat([part for part in parts if part is not None])
 
     def at(self, index: int) -> tuple[dict[str, Array], int]:
         """The arrays of the shard that has an image, and the image's row in them."""

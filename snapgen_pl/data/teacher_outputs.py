@@ -91,8 +91,9 @@ class TeacherOutputFolder(ShardFolder):
         Raises:
             ValueError: naming those that were not stored.
         """
-        stored = self.manifest.plan.facts["features"]
-        assert isinstance(stored, list)
+        stored = self.manifest.plan.facts.get("features")
+        if not isinstance(stored, list):
+            raise ValueError(f"the manifest in {self.folder} does not say which features it has; make them again")
         if missing := [name for name in features if name not in stored]:
             raise ValueError(
                 f"the teacher outputs in {self.folder} have no features {', '.join(missing)}; make them again with the "

@@ -15,7 +15,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, TypeAlias
 
 from rich.progress import track
@@ -50,7 +50,7 @@ from snapgen_pl.export.report import GraphRecord, report_json, report_markdown
 from snapgen_pl.provenance import describe_code, describe_machine
 from snapgen_pl.runs import Run
 from snapgen_pl.trained_run import TrainedRun, arguments
-from snapgen_pl.whole_files import whole_folder, write_json, write_text
+from snapgen_pl.whole_files import read_json, whole_folder, write_json, write_text
 
 MANIFEST, CONFIG, REPORT = "manifest.json", "config.yaml", "report"
 ONNX, COREML, EXAMPLES, TOKENIZERS = "onnx", "coreml", "examples", "tokenizers"
@@ -268,7 +268,10 @@ def open_exported(path: str, backend: Backend) -> ExportedRun:
     manifest = _manifest(folder)
     _check_files(folder, manifest)
     config = load_config(folder / CONFIG)
-    arguments(config["model"]).update(_stand_ins(folder, manifest, backend))
+    model = arguments(config.get("model"))
+    if not model:
+        raise ValueError(f"{folder / CONFIG} is damaged: it has no model; {AGAIN}")
+    model.update(_stand_ins(folder, manifest, backend))
     return ExportedRun(folder, config, manifest, backend)
 
 
@@ -276,14 +279,52 @@ def _manifest(folder: Path) -> dict[str, Value]:
     file = folder / MANIFEST
     if not file.is_file():
         raise ValueError(f"{folder}: no exported run there ({file} does not exist); give the folder that `export` made")
-    try:
-        manifest: dict[str, Value] = json.loads(file.read_text(encoding="utf-8"))
-        kind = manifest.get("kind")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file} is damaged ({error}); {AGAIN}") from error
-    if kind != KIND:
+    manifest = read_json(file, AGAIN)
+    if manifest.get("kind") != KIND:
         raise ValueError(f"{folder} holds no exported run, but something else; give the folder that `export` made")
+    if not _is_whole(manifest):
+        raise ValueError(f"{file} is damaged: it does not say what was exported; {AGAIN}")
     return manifest
+
+
+def _is_whole(manifest: Mapping[str, Value]) -> bool:
+    """Whether all is there that drawing asks for, and names nothing outside of the folder."""
+    match manifest:
+        case {
+            "run": str(),
+            "checkpoint": str(),
+            "step": int(),
+            "weights": str(),
+            "classes": list(classes),
+            "num_classes": int() | None,
+            "encoders": dict(encoders),
+            "graphs": dict(graphs),
+        }:
+            return (
+                all(isinstance(name, str) for name in classes)
+                and all(_is_inside(name) and _is_encoder(facts) for name, facts in encoders.items())
+                and all(_is_graph(facts) for facts in graphs.values())
+            )
+    return False
+
+
+def _is_encoder(facts: Value) -> bool:
+    match facts:
+        case {"tokenizer": str(), "tokens": int(), "truncate": bool(), "identity": str()}:
+            return True
+    return False
+
+
+def _is_graph(facts: Value) -> bool:
+    match facts:
+        case {"files": dict(files)}:
+            return all(_is_inside(file) and isinstance(size, int) for file, size in files.items())
+    return False
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return bool(name) and "\0" not in name and not path.is_absolute() and ".." not in path.parts
 
 
 def _check_files(folder: Path, manifest: Mapping[str, Value]) -> None:

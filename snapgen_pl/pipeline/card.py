@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from snapgen_pl import checkpoints
@@ -15,7 +14,9 @@ from snapgen_pl.pipeline.parts import TEXT_ENCODERS
 from snapgen_pl.pipeline.snapgen_pipeline import SnapGenPipeline
 from snapgen_pl.pipeline.terms import known, table, terms
 from snapgen_pl.pretrained_folder import HUB_NAME
-from snapgen_pl.trained_run import MANIFEST, TrainedRun
+from snapgen_pl.runs import Run
+from snapgen_pl.trained_run import TrainedRun
+from snapgen_pl.whole_files import read_json
 
 METRICS = "metrics.json"
 _STAGES = {
@@ -35,8 +36,7 @@ def model_card(source: TrainedRun, pipeline: SnapGenPipeline, name: str) -> str:
         name: of the pipeline's folder.
     """
     made_from = ingredients(source.config)
-    saved = torch.load(source.checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    seen: int | None = saved.get("images_seen")
+    seen: int | None = checkpoints.read(source.checkpoint, verify=False).get("images_seen")
     sections = [
         f"# {name}",
         _about(pipeline, made_from),
@@ -103,7 +103,7 @@ def _drawing(pipeline: SnapGenPipeline, name: str) -> str:
 
 
 def _training(source: TrainedRun, pipeline: SnapGenPipeline, seen: int | None) -> str:
-    start = _start(source)
+    start = Run(source.folder).starts()[-1]
     data = start.get("data") or {}
     code = start.get("code") or {}
     model = source.config["model"]
@@ -153,23 +153,10 @@ def _begun(facts: dict[str, Any] | None) -> str:
     return ", ".join([f"`{name}`", *(f"{key} {value}" for key, value in said.items())])
 
 
-def _start(source: TrainedRun) -> dict[str, Any]:
-    """The newest session in the run's manifest."""
-    path = source.folder / MANIFEST
-    try:
-        start: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["starts"][-1]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} does not say how the run was trained ({error}); put it back") from error
-    return start
-
-
 def _measured(path: Path, seen: int | None) -> str:
     if not path.is_file():
         return "Nothing was measured of these weights."
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); measure the run again, or move it away") from error
+    content = read_json(path, "measure the run again, or move it away")
     columns = {"this": content["values"], **(content.get("controls") or {})}
     metrics = list(content["values"])
     figures = table(

@@ -1,4 +1,7 @@
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +9,7 @@ import pytest
 import torch
 
 from callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint
-from snapgen_pl.checkpoints import LAST, PREVIOUS, is_whole, newest, step_of
+from snapgen_pl.checkpoints import LAST, PREVIOUS, is_whole, newest, read, step_of
 from tests import tiny_run
 
 
@@ -27,17 +30,32 @@ def test_saving_keeps_the_checkpoint_before_and_no_other_file(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == [LAST, PREVIOUS]
 
 
-def test_a_failing_write_leaves_the_older_checkpoints_as_they_were(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Has the system refuse to write further than so many bytes, as it does where a disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# In the tensors, and in the directory at the end.
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_write_that_the_disk_refuses_leaves_the_older_checkpoints_as_they_were(tmp_path: Path, share: float) -> None:
+    with (
+        largest_file(100),
+        pytest.raises(OSError, match=r"last\.ckpt could not be written .*; nothing was saved before"),
+    ):
+        write(tmp_path / LAST, 1)
     write(tmp_path / LAST, 1)
     write(tmp_path / LAST, 2)
-
-    def full_disk(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("callbacks.checkpoint.os.fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    size = int((tmp_path / LAST).stat().st_size * share)
+    with (
+        largest_file(size),
+        pytest.raises(OSError, match=r"last\.ckpt could not be written \(File too large\); .*last\.ckpt stands: mend"),
+    ):
         write(tmp_path / LAST, 3)
     assert (step_of(tmp_path / LAST), step_of(tmp_path / PREVIOUS)) == (2, 1)
     assert not list(tmp_path.glob("*.part"))
@@ -48,9 +66,9 @@ def test_a_truncated_checkpoint_is_named_and_the_previous_one_offered(tmp_path: 
     write(tmp_path / LAST, 2)
     truncate(tmp_path / LAST)
     assert not is_whole(tmp_path / LAST)
-    for read in (AtomicCheckpointIO().load_checkpoint, step_of, lambda path: newest(path.parent)):
+    for reader in (AtomicCheckpointIO().load_checkpoint, step_of, lambda path: newest(path.parent)):
         with pytest.raises(ValueError, match=r"last\.ckpt is truncated .*; resume with --ckpt_path .*previous\.ckpt"):
-            read(tmp_path / LAST)
+            reader(tmp_path / LAST)
     truncate(tmp_path / PREVIOUS)
     with pytest.raises(ValueError, match=r"no whole checkpoint lies beside it"):
         newest(tmp_path)
@@ -75,12 +93,40 @@ def test_continuing_where_nothing_is_does_not_start_from_scratch(tmp_path: Path)
         tiny_run.trainer_for(tmp_path, 2).fit(tiny_run.Tiny(), tiny_run.Stream(6), ckpt_path="last")
 
 
-def test_a_pickle_that_runs_code_is_not_loaded(tmp_path: Path) -> None:
-    torch.save({"global_step": 1, "trap": Path("/")}, tmp_path / LAST)
-    with pytest.raises(Exception, match="weights_only"):
-        AtomicCheckpointIO().load_checkpoint(tmp_path / LAST)
+class Payload:
+    """What a pickle may bring along: the call of any function, here one that makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path) -> None:
+    torch.save({"global_step": 1, "trap": Payload(tmp_path / "run")}, tmp_path / LAST)
+    for load in (AtomicCheckpointIO().load_checkpoint, step_of, read):
+        with pytest.raises(
+            ValueError, match=r"holds posix\.mkdir, and a checkpoint holds tensors and plain values alone"
+        ):
+            load(tmp_path / LAST)
     with pytest.raises(ValueError, match="leave weights_only out"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / LAST, weights_only=False)
+    assert not (tmp_path / "run").exists()
+    torch.load(tmp_path / LAST, weights_only=False)
+    assert (tmp_path / "run").exists(), "the trap is one"
+
+
+def test_a_flipped_bit_is_found_where_torch_finds_none(tmp_path: Path) -> None:
+    write(tmp_path / LAST, 1)
+    saved = write(tmp_path / LAST, 2)
+    content = bytearray((tmp_path / LAST).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / LAST).write_bytes(content)
+    assert is_whole(tmp_path / LAST)
+    assert not torch.equal(torch.load(tmp_path / LAST)["state_dict"]["w"], saved["state_dict"]["w"])
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged: .*; resume with --ckpt_path .*previous\.ckpt"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / LAST)
 
 
 def test_a_cadence_that_two_optimizers_jump_over_still_saves(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def test_labels_that_mean_other_classes_are_refused(run: Path, tmp_path: Path) -
         (lost / "manifest.json").unlink(missing_ok=True)
         if text is not None:
             (lost / "manifest.json").write_text(text)
-        with pytest.raises(ValueError, match=r"manifest\.json does not say what classes"):
+        with pytest.raises(ValueError, match=r"manifest\.json .*; put it back"):
             RunTeacher(str(lost)).ready(tmp_path, CLASSES)
 
 
