@@ -1,6 +1,6 @@
 """What our packages break of the Neural Engine's rules, by layout of attention: ``python -m benchmarks.export_rules``.
 
-Packages in float16 are lowered and read, not evaluated: :mod:`benchmarks.export` does that.
+Packages in float16 are lowered and read, and with ``--evaluate true`` held against torch, in float32 too.
 """
 
 import tempfile
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from json import dumps
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import auto_cli
 from rich.console import Console
@@ -18,6 +18,8 @@ from rich.table import Table
 from benchmarks.export_graph import decoder_graph, denoiser_graph
 from benchmarks.timing import Environment, environment
 from snapgen_pl.export.ane import Tally, broken, findings, tallies
+from snapgen_pl.export.example import example_of
+from snapgen_pl.export.export_coreml import CoreMLRecord, export_coreml
 from snapgen_pl.export.graphs import Graph
 from snapgen_pl.export.mil import convert
 from snapgen_pl.export.onnx import export_onnx
@@ -40,11 +42,17 @@ class Counts:
         operations: how many of each type.
         scores_mb: the largest scores of attention; 0 without any.
         rules: that are broken or excepted from.
+        float32: the same program in float32 against torch; None where it was not evaluated.
+        float16: the package against torch, likewise.
+        chunks: the bytes of the halves that were cut and found to give the same; empty where none were.
     """
 
     operations: dict[str, int]
     scores_mb: float
     rules: list[dict[str, object]]
+    float32: dict[str, float] | None = None
+    float16: dict[str, float] | None = None
+    chunks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,25 +73,38 @@ class Report:
 
 
 def main(
-    network: Network = "full", attention: Sequence[AttentionLayout] = ("split", "fold"), json: Path | None = None
+    network: Network = "full",
+    attention: Sequence[AttentionLayout] = ("split", "fold"),
+    evaluate: bool = False,
+    json: Path | None = None,
 ) -> None:
     """Lowers a network in several layouts, and counts.
 
     Args:
         network: the denoiser of text-to-image at 1024 px, one of 3 M parameters, or the decoder at 1024 px.
         attention: layouts.
+        evaluate: holds each package against torch by the export's gates: the full one takes minutes and 8 GB.
         json: a file for the figures.
     """
     layouts: dict[str, Counts] = {}
     columns = [["operations", "transposes", "reshapes", "largest scores, MB", "rules broken", "excepted"]]
     with tempfile.TemporaryDirectory() as name:
-        record = export_onnx(GRAPHS[network](), Path(name) / "network.onnx", {})
+        graph = GRAPHS[network]()
+        record = export_onnx(graph, Path(name) / "network.onnx", {})
+        example = example_of(graph) if evaluate else None
         for each in attention:
             target = Path(name) / f"{each}.mlpackage"
-            convert(record.path, Options(attention=each)).save(target)
+            held: dict[str, Any] = {}
+            if example is None:
+                convert(record.path, Options(attention=each)).save(target)
+            else:
+                made = export_coreml(record.path, target, Options(attention=each), example.inputs, example.expected)
+                held = _held(made)
+                print(f"{each}: {held}")
             package = read_package(target)
             rules = tallies(findings(package))
-            layouts[each] = Counts(package.operation_counts, _scores_mb(package), [_record(tally) for tally in rules])
+            counted = [_record(tally) for tally in rules]
+            layouts[each] = Counts(package.operation_counts, _scores_mb(package), counted, **held)
             columns.append(_cells(layouts[each], rules))
     table = Table("", *layouts, title=f"{network}: what breaks a rule of the Neural Engine, or is excepted")
     for row in zip(*columns, strict=True):
@@ -92,6 +113,11 @@ def main(
     if json is not None:
         report = Report(environment("benchmarks.export_rules"), network, record.parameters, layouts)
         json.write_text(dumps(asdict(report), indent=2) + "\n")
+
+
+def _held(made: CoreMLRecord) -> dict[str, Any]:
+    against = {"float32": made.float32.difference._asdict(), "float16": made.float16.difference._asdict()}
+    return {**against, "chunks": made.chunks}
 
 
 def _scores_mb(package: Package) -> float:
