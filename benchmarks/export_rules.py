@@ -103,7 +103,7 @@ def main(
                 print(f"{each}: {held}")
             package = read_package(target)
             rules = tallies(findings(package))
-            counted = [_record(tally) for tally in rules]
+            counted = [tally.record() for tally in rules]
             layouts[each] = Counts(package.operation_counts, _scores_mb(package), counted, **held)
             columns.append(_cells(layouts[each], rules))
     table = Table("", *layouts, title=f"{network}: what breaks a rule of the Neural Engine, or is excepted")
@@ -125,10 +125,6 @@ def _scores_mb(package: Package) -> float:
         made.stored_bytes for each in package.operations if each.type == "softmax" for made in each.outputs.values()
     ]
     return max(scores, default=0) / 1e6
-
-
-def _record(tally: Tally) -> dict[str, object]:
-    return {**tally._asdict(), "worst": [finding._asdict() for finding in tally.worst]}
 
 
 def _cells(counts: Counts, rules: Sequence[Tally]) -> list[str]:

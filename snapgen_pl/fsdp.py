@@ -20,7 +20,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from snapgen_pl.checkpoints import require_whole
+from snapgen_pl.checkpoints import read
 from snapgen_pl.models.denoiser import Denoiser
 
 
@@ -71,14 +71,12 @@ class FSDP2(ModelParallelStrategy):
 
         Raises:
             FileNotFoundError: where there is no file.
-            ValueError: where it is truncated, or ``weights_only`` is False.
+            ValueError: as :func:`snapgen_pl.checkpoints.read`; where ``weights_only`` is False.
         """
         if weights_only is False:
             raise ValueError("checkpoints hold tensors and plain values only: leave weights_only out")
-        path = Path(checkpoint_path)
-        require_whole(path)
-        # mmap: each process reads its own part, not the whole into memory.
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # In the file's map: each process takes its own part, not the whole, into memory.
+        checkpoint = read(Path(checkpoint_path))
         assert self.model is not None
         assert self.lightning_module is not None
         options = StateDictOptions(full_state_dict=True, strict=self.lightning_module.strict_loading)

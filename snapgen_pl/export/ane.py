@@ -58,6 +58,10 @@ class Tally(NamedTuple):
         """Why they are excepted."""
         return None if self.exception is None else EXCEPTIONS[self.exception].reason
 
+    def record(self) -> dict[str, object]:
+        """For JSON."""
+        return {**self._asdict(), "reason": self.reason, "worst": [finding._asdict() for finding in self.worst]}
+
     @property
     def doers(self) -> str:
         """How many operations of each type it is the doing of."""

@@ -63,7 +63,7 @@ def _images(values: Mapping[str, TensorType]) -> set[str]:
 def _first(operations: Iterable[Operation], reached: set[str]) -> list[str]:
     found = []
     for operation in operations:
-        if reached.isdisjoint(_read(operation)):
+        if reached.isdisjoint(operation.reads):
             continue
         if operation.type == "conv":
             found.append(operation.name)
@@ -80,9 +80,5 @@ def _last(operations: tuple[Operation, ...], needed: set[str]) -> list[str]:
         if operation.type == "conv":
             found.append(operation.name)
         else:
-            needed |= _read(operation)
+            needed |= operation.reads
     return found
-
-
-def _read(operation: Operation) -> set[str]:
-    return {name for bound in operation.inputs.values() for name in bound if isinstance(name, str)}

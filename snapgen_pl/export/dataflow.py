@@ -30,7 +30,7 @@ class Dataflow:
         self.makers = {name: each for each in self.operations for name in each.outputs}
         self.readers: dict[str, list[Operation]] = defaultdict(list)
         for operation in self.operations:
-            for name in _read(operation):
+            for name in operation.reads:
                 self.readers[name].append(operation)
 
     def type_of(self, operation: Operation, argument: str = "x") -> TensorType:
@@ -88,7 +88,7 @@ class Dataflow:
         found = set(given)
         constants = {name for each in self.package.operations if is_constant(each) for name in each.outputs}
         for operation in self.package.operations:
-            read = _read(operation) - constants
+            read = operation.reads - constants
             if read and read <= found and operation.type not in until:
                 found |= set(operation.outputs)
         return found
@@ -97,7 +97,3 @@ class Dataflow:
 def is_constant(operation: Operation) -> bool:
     """Whether it holds numbers, or unpacks compressed ones."""
     return operation.type == "const" or operation.type.startswith("constexpr_")
-
-
-def _read(operation: Operation) -> set[str]:
-    return {name for bound in operation.inputs.values() for name in bound if isinstance(name, str)}

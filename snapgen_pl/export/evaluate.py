@@ -124,8 +124,7 @@ def _last_uses(package: Package) -> dict[int, list[str]]:
     """By position, the values that no later operation reads and that are no outputs."""
     last = {}
     for position, operation in enumerate(package.operations):
-        read = [name for bound in operation.inputs.values() for name in bound if isinstance(name, str)]
-        last.update(dict.fromkeys([*operation.outputs, *read], position))
+        last.update(dict.fromkeys([*operation.outputs, *operation.reads], position))
     uses: dict[int, list[str]] = {}
     for name, position in last.items():
         if name not in package.outputs:

@@ -42,6 +42,11 @@ class Operation:
     def __str__(self) -> str:
         return f"{self.type} '{self.name}'"
 
+    @property
+    def reads(self) -> set[str]:
+        """The names of the values that it reads."""
+        return {name for bound in self.inputs.values() for name in bound if isinstance(name, str)}
+
 
 @dataclass(frozen=True, eq=False)
 class Package:

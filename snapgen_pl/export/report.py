@@ -131,13 +131,9 @@ def _graph(record: GraphRecord) -> dict[str, object]:
             "float32": _measurement(coreml.float32),
             "float16": _measurement(coreml.float16),
             "compressed": compressed and compressed._asdict() | {"measured": _measurement(compressed.measured)},
-            "rules": [_tally(tally) for tally in coreml.rules],
+            "rules": [tally.record() for tally in coreml.rules],
         }
     return about
-
-
-def _tally(tally: Tally) -> dict[str, object]:
-    return {**tally._asdict(), "reason": tally.reason, "worst": [finding._asdict() for finding in tally.worst]}
 
 
 def _measurement(measured: Measurement) -> dict[str, object]:

@@ -10,6 +10,7 @@ import torch
 
 from callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint
 from snapgen_pl.checkpoints import LAST, PREVIOUS, is_whole, newest, read, step_of
+from snapgen_pl.fsdp import FSDP2
 from tests import tiny_run
 
 
@@ -125,8 +126,9 @@ def test_a_flipped_bit_is_found_where_torch_finds_none(tmp_path: Path) -> None:
     (tmp_path / LAST).write_bytes(content)
     assert is_whole(tmp_path / LAST)
     assert not torch.equal(torch.load(tmp_path / LAST)["state_dict"]["w"], saved["state_dict"]["w"])
-    with pytest.raises(ValueError, match=r"last\.ckpt is damaged: .*; resume with --ckpt_path .*previous\.ckpt"):
-        AtomicCheckpointIO().load_checkpoint(tmp_path / LAST)
+    for reader in (AtomicCheckpointIO(), FSDP2()):
+        with pytest.raises(ValueError, match=r"last\.ckpt is damaged: .*; resume with --ckpt_path .*previous\.ckpt"):
+            reader.load_checkpoint(tmp_path / LAST)
 
 
 def test_a_cadence_that_two_optimizers_jump_over_still_saves(tmp_path: Path) -> None:
