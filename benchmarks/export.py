@@ -103,8 +103,8 @@ def main(
     routes = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        record = export_onnx(graph, folder / "denoiser.onnx", {})
         example = example_of(graph)
+        record = export_onnx(graph, folder / "denoiser.onnx", {}, example)
         for each in attention:
             target, options = folder / f"{each}.mlpackage", Options(attention=each)
             own = export_coreml(record.path, target, options, example.inputs, example.expected)

@@ -90,12 +90,12 @@ def main(
     columns = [["operations", "transposes", "reshapes", "largest scores, MB", "rules broken", "excepted"]]
     with tempfile.TemporaryDirectory() as name:
         graph = GRAPHS[network]()
-        record = export_onnx(graph, Path(name) / "network.onnx", {})
-        example = example_of(graph) if evaluate else None
+        example = example_of(graph)
+        record = export_onnx(graph, Path(name) / "network.onnx", {}, example)
         for each in attention:
             target = Path(name) / f"{each}.mlpackage"
             held: dict[str, Any] = {}
-            if example is None:
+            if not evaluate:
                 convert(record.path, Options(attention=each)).save(target)
             else:
                 made = export_coreml(record.path, target, Options(attention=each), example.inputs, example.expected)

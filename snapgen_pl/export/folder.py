@@ -210,8 +210,8 @@ def _write_graph(
 ) -> GraphRecord:
     say(f"{graph.name}: ONNX")
     sizes = json.dumps({name: list(tensor.shape) for name, tensor in graph.inputs.items()})
-    onnx = export_onnx(graph, folder / ONNX / f"{graph.name}.onnx", {**metadata, "snapgen_pl.sizes": sizes})
     example = example_of(graph)
+    onnx = export_onnx(graph, folder / ONNX / f"{graph.name}.onnx", {**metadata, "snapgen_pl.sizes": sizes}, example)
     example.write(folder / EXAMPLES / f"{graph.name}.safetensors")
     if coreml is None:
         return GraphRecord(onnx, None)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from snapgen_pl.export.example import example_of
+from snapgen_pl.export.example import Example, example_of
 from snapgen_pl.export.extra import require
 from snapgen_pl.export.graphs import Graph
 from snapgen_pl.export.programs import OnnxProgram, Program
@@ -49,7 +49,7 @@ class OnnxRecord(NamedTuple):
     seconds: float
 
 
-def export_onnx(graph: Graph, path: Path, metadata: Mapping[str, str]) -> OnnxRecord:
+def export_onnx(graph: Graph, path: Path, metadata: Mapping[str, str], example: Example | None = None) -> OnnxRecord:
     """Writes a graph, whole or not at all.
 
     All but small weights lie in a file of their own beside it, for ONNX files of over 2 GB do not exist; the two belong
@@ -60,6 +60,7 @@ def export_onnx(graph: Graph, path: Path, metadata: Mapping[str, str]) -> OnnxRe
         graph: in fp32, on the CPU.
         path: to write to, in a folder that exists; an older file there is replaced.
         metadata: what the file says of itself, besides its graph and the convention of times.
+        example: of the graph; made here where it is not at hand.
 
     Raises:
         ValueError: where the file would not compute what torch does, is of another opset, or a package is missing.
@@ -80,7 +81,7 @@ def export_onnx(graph: Graph, path: Path, metadata: Mapping[str, str]) -> OnnxRe
             onnx.checker.check_model(str(file))
             head = onnx.load(file, load_external_data=False)
             opset = checked_opset(head, graph.name)
-            error = checked_error(graph, OnnxProgram(str(file)))
+            error = checked_error(graph.name, example or example_of(graph), OnnxProgram(str(file)))
         size = sum(written.stat().st_size for written in part.iterdir())
         _move(file, path)
     finally:
@@ -109,20 +110,25 @@ def checked_opset(model: Any, name: str) -> int:
     return OPSET
 
 
-def checked_error(graph: Graph, program: Program) -> float:
-    """The largest difference of a program from torch, over all outputs on the graph's examples.
+def checked_error(name: str, example: Example, program: Program) -> float:
+    """The largest difference of a program from torch, over all outputs of an example.
+
+    Args:
+        name: of the graph, for errors.
+        example: of it.
+        program: what is checked.
 
     Raises:
         ValueError: where it is not below MAX_ERROR, or that share of an output's largest value where that is above 1:
             text encoders say hundreds.
     """
-    found = program(graph.inputs)
+    found = program(example.inputs)
     largest = 0.0
-    for name, tensor in example_of(graph).expected.items():
-        error, scale = float((found[name] - tensor).abs().max()), max(1.0, float(tensor.abs().max()))
+    for output, tensor in example.expected.items():
+        error, scale = float((found[output] - tensor).abs().max()), max(1.0, float(tensor.abs().max()))
         if not error < MAX_ERROR * scale:  # nor where it is not a number
             raise ValueError(
-                f"{graph.name} differs from torch by {error:.1e} in ONNX Runtime, in {name} of up to {scale:.3g}; "
+                f"{name} differs from torch by {error:.1e} in ONNX Runtime, in {output} of up to {scale:.3g}; "
                 f"{MAX_ERROR * scale:.0e} is allowed"
             )
         largest = max(largest, error)

@@ -13,7 +13,7 @@ from snapgen_pl.tables.published import TEXT_TO_IMAGE
 
 CONFIG = experiments_dir() / "t2i" / "kd_output.yaml"
 REPORTS = experiments_dir() / "results" / "t2i"
-SPEED = experiments_dir() / "results" / "t2i_throughput.json"
+SPEED = experiments_dir() / "results" / "t2i_throughput_cuda.json"
 OURS = ("snapgen_no_kd", "snapgen")  # counted from our YAML
 # The value of a report that a measured column shows; one by another judge has another name.
 VALUES = {"geneval": "geneval", "dpg_blip": "dpg_blip", "clip": "clip_score", "image_reward": "image_reward"}
@@ -23,7 +23,7 @@ Parameters are counted / published: counted is the denoiser of experiments/t2i. 
 SnapGen's authors, images/s at 1024 px; the sampler, batch and device of theirs, their prompts for CLIP's cosine and for
 ImageReward, and which CLIP it was, are not known here. *Here* are figures of this project, where a report or record
 exists: GenEval by transformers' port of its detector; DPG-Bench by BLIP's answers instead of mPLUG's, which do not
-compare with the published ones; images/s by `python -m benchmarks.throughput`. A column holds reports of one protocol.
+compare with the published ones; images/s by `python -m benchmarks.throughput` on a GPU. A column holds reports of one protocol.
 None of SnapGen's published quality is reproduced here."""
 
 
@@ -124,13 +124,15 @@ def read_speed(file: Path) -> float | None:
     """Images a second, all included, from a record of ``benchmarks.throughput`` at full size; None without one.
 
     Raises:
-        ValueError: for a record of another size.
+        ValueError: for a record of another size, or of a CPU, which does not stand beside those of GPUs.
     """
     if not file.exists():
         return None
     record = json.loads(file.read_text(encoding="utf-8"))
     if record["size"] != "full":
         raise ValueError(f"{file} is of the size {record['size']}; the table is of full ones")
+    if record["environment"]["accelerator"] is None:
+        raise ValueError(f"{file} is of a CPU; the table's published speeds are of GPUs")
     return float(record["images_per_s"]["all"])
 
 

@@ -18,6 +18,7 @@ from snapgen_pl.conditioning.joined_texts import JoinedTexts
 from snapgen_pl.conditioning.t5_text import T5Text
 from snapgen_pl.data.requests import Request
 from snapgen_pl.drawing import drawing_module
+from snapgen_pl.export.example import example_of
 from snapgen_pl.export.graphs import DecoderGraph, Graph, _context_graph, _text_graph
 from snapgen_pl.export.onnx import MAX_ERROR, OnnxRecord, checked_error, checked_opset, export_onnx
 from snapgen_pl.export.programs import OnnxProgram, run_rows
@@ -154,15 +155,15 @@ def test_a_fault_in_the_middle_leaves_no_file(tmp_path: Path, monkeypatch: pytes
 def test_what_differs_from_torch_is_refused(written: OnnxRecord) -> None:
     graph = decoder()
     program = OnnxProgram(str(written.path))
-    assert checked_error(graph, program) < MAX_ERROR
+    assert checked_error(graph.name, example_of(graph), program) < MAX_ERROR
     graph.module.autoencoder.mean.add_(5e-4)
     with pytest.raises(
         ValueError, match=r"decoder differs from torch by 5\.0e-04 in ONNX Runtime, in image of up to 1; 1e-04 is"
     ):
-        checked_error(graph, program)
+        checked_error(graph.name, example_of(graph), program)
     graph.module.autoencoder.mean[0] = torch.nan
     with pytest.raises(ValueError, match="decoder differs from torch by nan"):
-        checked_error(graph, program)
+        checked_error(graph.name, example_of(graph), program)
 
 
 def test_another_opset_is_refused() -> None:

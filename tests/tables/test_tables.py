@@ -369,11 +369,15 @@ def test_a_column_of_text_to_image_is_of_one_protocol(tmp_path: Path) -> None:
         table("t2i", "md", tmp_path)
 
 
-def test_the_throughput_of_the_text_to_image_table_is_of_full_size(tmp_path: Path) -> None:
+def test_the_throughput_of_the_text_to_image_table_is_of_full_size_on_a_gpu(tmp_path: Path) -> None:
     file = tmp_path / "record.json"
     assert read_speed(file) is None
-    file.write_text(json.dumps({"size": "full", "images_per_s": {"all": 1.5, "text": 9.0}}))
+    gpu = {"environment": {"accelerator": "NVIDIA H100"}, "images_per_s": {"all": 1.5, "text": 9.0}}
+    file.write_text(json.dumps({**gpu, "size": "full"}))
     assert read_speed(file) == 1.5
-    file.write_text(json.dumps({"size": "small", "images_per_s": {"all": 100.0}}))
+    file.write_text(json.dumps({**gpu, "size": "small"}))
     with pytest.raises(ValueError, match="is of the size small"):
+        read_speed(file)
+    file.write_text(json.dumps({**gpu, "size": "full", "environment": {"accelerator": None}}))
+    with pytest.raises(ValueError, match="is of a CPU"):
         read_speed(file)
