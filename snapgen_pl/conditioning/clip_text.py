@@ -31,6 +31,7 @@ class CLIPText(TextEncoder):
         truncate: cuts longer texts to 77 tokens, the end mark kept; without it they are refused.
         pooled: gives CLIP's text embedding too: the last layer's state of the end mark, projected, not normalised.
         dtype: what the network computes in.
+        revision: branch, tag or commit on the hub.
 
     Raises:
         ValueError: if files are missing or are those of something else.
@@ -49,9 +50,10 @@ class CLIPText(TextEncoder):
         truncate: bool = False,
         pooled: bool = False,
         dtype: DType = "float32",
+        revision: str | None = None,
     ) -> None:
         options = () if layer == "last" else (layer,)
-        super().__init__(path, subfolder, tokenizer_subfolder, None, truncate, dtype, options)
+        super().__init__(path, subfolder, tokenizer_subfolder, None, truncate, dtype, options, revision)
         self.layer = layer
         if pooled:
             if PROJECTION not in self._config:

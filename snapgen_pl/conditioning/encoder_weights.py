@@ -12,24 +12,25 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
-def weight_files(path: str, subfolder: str) -> list[Path]:
+def weight_files(path: str, subfolder: str, revision: str | None = None) -> list[Path]:
     """The files that transformers will read, in the order of names; downloaded where ``path`` is a name on the hub.
 
     Args:
         path: a folder, or a name on the Hugging Face hub.
         subfolder: where under ``path`` they lie.
+        revision: branch, tag or commit on the hub.
 
     Raises:
         ValueError: if there are none, or not all that the index names.
     """
-    folder = _folder(path, subfolder, [CONFIG, WEIGHTS, INDEX])
+    folder = _folder(path, subfolder, [CONFIG, WEIGHTS, INDEX], revision)
     if (file := folder / WEIGHTS).is_file():
         return [file]
     if not (index := folder / INDEX).is_file():
         raise ValueError(f"no {WEIGHTS} in {folder}; download it there (pickled .bin weights are not read)")
     names = _named(index)
     # What to download is known only now.
-    folder = _folder(path, subfolder, [CONFIG, INDEX, *names])
+    folder = _folder(path, subfolder, [CONFIG, INDEX, *names], revision)
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise ValueError(
             f"{folder} lacks {len(missing)} of the {len(names)} files that {INDEX} names, such as {missing[0]}; "
@@ -52,8 +53,8 @@ def inside(subfolder: str, name: str) -> str:
     return f"{subfolder}/{name}" if subfolder else name
 
 
-def _folder(path: str, subfolder: str, names: Sequence[str]) -> Path:
-    return pretrained_folder(path, [inside(subfolder, name) for name in names]) / subfolder
+def _folder(path: str, subfolder: str, names: Sequence[str], revision: str | None) -> Path:
+    return pretrained_folder(path, [inside(subfolder, name) for name in names], revision) / subfolder
 
 
 def _named(index: Path) -> list[str]:

@@ -27,6 +27,7 @@ class GemmaText(TextEncoder):
         tokens: tokens a text is padded to.
         truncate: cuts longer texts; without it they are refused.
         dtype: what the network computes in.
+        revision: branch, tag or commit on the hub.
 
     Raises:
         ValueError: if files are missing or are those of something else, or there are no so many positions.
@@ -43,8 +44,9 @@ class GemmaText(TextEncoder):
         tokens: int = 128,
         truncate: bool = False,
         dtype: DType = "float32",
+        revision: str | None = None,
     ) -> None:
-        super().__init__(path, subfolder, tokenizer_subfolder, tokens, truncate, dtype)
+        super().__init__(path, subfolder, tokenizer_subfolder, tokens, truncate, dtype, revision=revision)
 
     def classes(self) -> "tuple[type[PreTrainedTokenizerBase], type[PreTrainedModel]]":
         """See TextEncoder.classes."""

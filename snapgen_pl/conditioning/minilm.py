@@ -25,6 +25,7 @@ class PlacedMiniLM(TextEncoder):
         truncate: cuts longer texts, the end mark kept; without it they are refused.
         pooled: gives the sentence's embedding too, as sentence-transformers does: the mean of the token states, marks
             included and padding not, scaled to a length of 1.
+        revision: branch, tag or commit on the hub.
 
     Raises:
         ValueError: if there are no so many positions.
@@ -42,8 +43,9 @@ class PlacedMiniLM(TextEncoder):
         tokens: int = 20,
         truncate: bool = False,
         pooled: bool = False,
+        revision: str | None = None,
     ) -> None:
-        super().__init__(path, subfolder, tokenizer_subfolder, tokens, truncate)
+        super().__init__(path, subfolder, tokenizer_subfolder, tokens, truncate, revision=revision)
         if pooled:
             self.pooled_dim = self.context_dim
 

@@ -32,6 +32,7 @@ class SD3Texts(TextConditioner):
         t5_tokens: tokens of T5's; diffusers' default is 256.
         context_dim: width of a token: T5's, 4096.
         dtype: what the encoders compute in.
+        revision: branch, tag or commit on the hub.
 
     Attributes:
         empty: the empty text's states by the encoder's name, a row each. Who has them may put them here; those that are
@@ -48,13 +49,14 @@ class SD3Texts(TextConditioner):
         t5_tokens: int = 256,
         context_dim: int = 4096,
         dtype: DType = "bfloat16",
+        revision: str | None = None,
     ) -> None:
         encoders: dict[str, TextEncoder] = {
-            CLIP_L: _clip(path, "text_encoder", "tokenizer", dtype),
-            CLIP_G: _clip(path, "text_encoder_2", "tokenizer_2", dtype),
+            CLIP_L: _clip(path, "text_encoder", "tokenizer", dtype, revision),
+            CLIP_G: _clip(path, "text_encoder_2", "tokenizer_2", dtype, revision),
         }
         if t5:
-            encoders[T5] = T5Text(path, "text_encoder_3", "tokenizer_3", t5_tokens, truncate=True, dtype=dtype)
+            encoders[T5] = T5Text(path, "text_encoder_3", "tokenizer_3", t5_tokens, True, dtype, revision)
             if encoders[T5].context_dim != context_dim:
                 raise ValueError(f"T5 is {encoders[T5].context_dim} wide, context_dim is {context_dim}; set it to T5's")
         check_block({name: encoders[name] for name in (CLIP_L, CLIP_G)}, context_dim)
@@ -102,8 +104,10 @@ class SD3Texts(TextConditioner):
         return torch.tensor([not caption for caption in texts(condition).captions], device=self.place.device)
 
 
-def _clip(path: str, subfolder: str, tokenizer_subfolder: str, dtype: DType) -> CLIPText:
-    return CLIPText(path, subfolder, tokenizer_subfolder, "penultimate", truncate=True, pooled=True, dtype=dtype)
+def _clip(path: str, subfolder: str, tokenizer_subfolder: str, dtype: DType, revision: str | None) -> CLIPText:
+    return CLIPText(
+        path, subfolder, tokenizer_subfolder, "penultimate", truncate=True, pooled=True, dtype=dtype, revision=revision
+    )
 
 
 def _repeated(states: TextStates, count: int) -> TextStates:

@@ -22,6 +22,7 @@ class T5Text(TextEncoder):
         tokens: tokens a text is padded to. T5 numbers no positions: any number will do; SD3's is 256.
         truncate: cuts longer texts, the end mark kept; without it they are refused.
         dtype: what the network computes in.
+        revision: branch, tag or commit on the hub.
 
     Raises:
         ValueError: if files are missing or are those of something else.
@@ -39,8 +40,9 @@ class T5Text(TextEncoder):
         tokens: int = 256,
         truncate: bool = False,
         dtype: DType = "float32",
+        revision: str | None = None,
     ) -> None:
-        super().__init__(path, subfolder, tokenizer_subfolder, tokens, truncate, dtype)
+        super().__init__(path, subfolder, tokenizer_subfolder, tokens, truncate, dtype, revision=revision)
 
     def classes(self) -> "tuple[type[PreTrainedTokenizerBase], type[PreTrainedModel]]":
         """See TextEncoder.classes."""

@@ -39,6 +39,7 @@ class TextEncoder(ABC):
         truncate: whether a longer text loses what is over, its end mark kept, or is refused.
         dtype: what the network computes in.
         options: what else its states depend on, in words; none where it is as most use it.
+        revision: branch, tag or commit on the hub.
 
     Attributes:
         model_type: what the configuration has to call itself.
@@ -71,12 +72,13 @@ class TextEncoder(ABC):
         truncate: bool,
         dtype: DType = "float32",
         options: Sequence[str] = (),
+        revision: str | None = None,
     ) -> None:
-        self._path, self._subfolder = path, subfolder
+        self._path, self._subfolder, self._revision = path, subfolder, revision
         self.truncate, self.dtype = truncate, dtype
         tokenizer_files = (TOKENIZER, *self.vocabulary, *TOKENIZER_OPTIONS)
         names = [inside(subfolder, CONFIG), *(inside(tokenizer_subfolder, name) for name in tokenizer_files)]
-        folder = pretrained_folder(path, names)
+        folder = pretrained_folder(path, names, revision)
         tokenizer_folder = folder / tokenizer_subfolder
         config_file = _config_file(folder / subfolder)
         self._config = self._read(config_file)
@@ -104,7 +106,7 @@ class TextEncoder(ABC):
 
     def fingerprint(self) -> str:
         """SHA-256 over the identity and all files of weights, which are read for it."""
-        weights = files_digest(weight_files(self._path, self._subfolder))
+        weights = files_digest(self._weight_files())
         return hashlib.sha256(f"{self.identity} {weights}".encode()).hexdigest()
 
     def load(self, dtype: DType) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
@@ -116,7 +118,7 @@ class TextEncoder(ABC):
         Raises:
             ValueError: if the weights are missing or damaged.
         """
-        folder = weight_files(self._path, self._subfolder)[0].parent
+        folder = self._weight_files()[0].parent
         tokenizer_class, network_class = self.classes()
         network, missing = read_network(network_class, folder, getattr(torch, dtype), self.settings())
         if missing:
@@ -192,6 +194,9 @@ class TextEncoder(ABC):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Itself: an encoder of 5 B parameters is not to be held twice."""
         return self
+
+    def _weight_files(self) -> list[Path]:
+        return weight_files(self._path, self._subfolder, self._revision)
 
     def _tokenize(self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         remedy = f"{self._room}: shorten it, or set the encoder's tokens or truncate"

@@ -169,6 +169,25 @@ def test_constructing_does_not_wait_for_transformers_and_needs_the_hub_for_its_n
     assert "hf download openai/clip-vit-large-patch14 --local-dir" in done.stderr
 
 
+def test_a_revision_of_the_hub_is_read_to_the_last_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The hub's own cache, as a download would have left it.
+    repository, commits = tmp_path / "models--we--clip", ("a" * 40, "b" * 40)
+    for seed, commit in enumerate(commits):
+        save_pipeline(repository / "snapshots" / commit, seed)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commits[1])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def states(path: str, revision: str | None = None) -> torch.Tensor:
+        return CLIPText(path, "text_encoder", "tokenizer", revision=revision).encode(["a cat"]).tokens_BSD
+
+    older, newer = (states(str(repository / "snapshots" / commit)) for commit in commits)
+    assert not torch.equal(older, newer)
+    assert torch.equal(states("we/clip", revision=commits[0]), older)
+    assert torch.equal(states("we/clip"), newer)
+
+
 @pytest.fixture(scope="module")
 def minilm() -> TextEncoder:
     return MiniLM()
