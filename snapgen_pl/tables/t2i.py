@@ -23,8 +23,8 @@ Parameters are counted / published: counted is the denoiser of experiments/t2i. 
 SnapGen's authors, images/s at 1024 px; the sampler, batch and device of theirs, their prompts for CLIP's cosine and for
 ImageReward, and which CLIP it was, are not known here. *Here* are figures of this project, where a report or record
 exists: GenEval by transformers' port of its detector; DPG-Bench by BLIP's answers instead of mPLUG's, which do not
-compare with the published ones; images/s by `python -m benchmarks.throughput` on a GPU. A column holds reports of one protocol.
-None of SnapGen's published quality is reproduced here."""
+compare with the published ones; images/s by `python -m benchmarks.throughput` on a GPU. A column holds reports of one
+protocol. None of SnapGen's published quality is reproduced here."""
 
 
 class TextToImageRow(NamedTuple):
