@@ -84,15 +84,25 @@ def run(
         compiled: compiles the networks' regions.
     """
     where = environment("benchmarks.sampling", accelerator=device.type == "cuda")
-    found: dict[int, Size] = {}
-    for size in sizes:
-        calls = {name: _call(subject, size, batch, device, compiled) for name, subject in subjects.items()}
-        timings = {
-            count: interleave({name: partial(call, steps=count) for name, call in calls.items()}, rounds)
-            for count in steps
-        }
-        found[size] = Size(timings, {count: ratios("forward", each) for count, each in timings.items()})
+    # Networks of one size are let go before those of the next are made.
+    found = {size: _measured(subjects, size, steps, batch, rounds, device, compiled) for size in sizes}
     return Report(PROTOCOL, where, batch, compiled, found)
+
+
+def _measured(
+    subjects: Mapping[str, Subject],
+    size: int,
+    steps: Sequence[int],
+    batch: int,
+    rounds: int,
+    device: torch.device,
+    compiled: bool,
+) -> Size:
+    calls = {name: _call(subject, size, batch, device, compiled) for name, subject in subjects.items()}
+    timings = {
+        count: interleave({name: partial(call, steps=count) for name, call in calls.items()}, rounds) for count in steps
+    }
+    return Size(timings, {count: ratios("forward", each) for count, each in timings.items()})
 
 
 def _call(subject: Subject, size: int, batch: int, device: torch.device, compiled: bool) -> "partial[None]":
