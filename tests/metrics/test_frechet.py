@@ -118,6 +118,13 @@ def test_singular_covariances_cost_few_digits() -> None:
     assert frechet_distance(a, b).value == pytest.approx(float(expected), rel=1e-8)
 
 
+def test_features_that_are_all_alike_are_as_far_as_their_means_and_the_others_spread() -> None:
+    alike, others = moments(torch.ones(5, 3)), moments(normal(9, 3))
+    expected = (1 - others.mean_D).square().sum() + others.covariance_DD.trace()
+    assert frechet_distance(alike, others) == (pytest.approx(float(expected), rel=1e-14), 0)
+    assert frechet_distance(alike, alike) == (0, 0)
+
+
 def test_slightly_negative_eigenvalues_are_set_to_zero_and_counted() -> None:
     q_DD, mean_D = rotation(4), torch.zeros(4)
     rounded, exact = (
