@@ -14,6 +14,7 @@ from filelock import FileLock
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 import snapgen_pl
@@ -166,15 +167,17 @@ class RunCLI(LightningCLI):
             kwargs["logger"] = self._logger() if self.subcommand != "predict" else False
         if given.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(StepProgress())
-        if given.strategy == "ddp" and not self.model.automatic_optimization:
-            # Two networks that take turns: DDP must not wait for gradients of the one whose turn it is not.
-            kwargs["strategy"] = "ddp_find_unused_parameters_true"
-        elif given.strategy == SHARDED:
+        if given.strategy == SHARDED:
             # Trainers take strings too, so that a class without arguments is left as one.
             kwargs["strategy"] = FSDP2()
         plugins = given.plugins or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if isinstance(trainer.strategy, DDPStrategy) and not self.model.automatic_optimization:
+            # Two networks that take turns: DDP, which "auto" is too, must not wait for gradients of the one whose turn
+            # it is not. Only the trainer knows which strategy it came to.
+            trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+        return trainer
 
     def before_fit(self) -> None:
         """Claims the folder, before loggers write into it."""

@@ -137,7 +137,7 @@ def test_where_the_teachers_weights_lie_changes_nothing(made: Path, tmp_path: Pa
 
 
 @slow
-@pytest.mark.parametrize("strategy", ["ddp", "snapgen_pl.fsdp.FSDP2"])
+@pytest.mark.parametrize("strategy", ["auto", "ddp", "snapgen_pl.fsdp.FSDP2"])
 def test_one_flag_is_enough_for_two_networks_that_take_turns(made: Path, tmp_path: Path, strategy: str) -> None:
     small = {
         "name": "small",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 
@@ -59,6 +60,15 @@ def first(condition: Condition) -> Condition:
 def rolled(condition: Condition) -> Condition:
     """Each sample with the condition of the one before it, the first with the last's."""
     return _chosen(condition, lambda rows: rows.roll(1, 0), lambda captions: captions[-1:] + captions[:-1])
+
+
+def alike(one: Condition, other: Condition) -> Tensor:
+    """Where two batches ask for the same: bool (B,), of texts on the CPU."""
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        assert isinstance(one, Tensor), one
+        assert isinstance(other, Tensor), other
+        return one == other
+    return torch.tensor([a == b for a, b in zip(one.captions, other.captions, strict=True)])
 
 
 def _chosen(

@@ -105,9 +105,10 @@ def frechet_distance(a: Moments, b: Moments) -> Frechet:
     """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2).
 
     The last root's trace is taken as the sum of singular values of A^T B, where S1 = A A^T and S2 = B B^T, which is the
-    same number. Eigenvalues of S1^1/2 S2 S1^1/2 are those values' squares, and the roots of their rounding errors add up
-    where covariances are singular: to 7e-8 of the traces for 300 features of width 2048, against 3e-9 or less this way.
-    A and B have a column for each eigenvalue that is told from rounding, no more than features: few are soon compared.
+    same number. Eigenvalues of S1^1/2 S2 S1^1/2 are those values' squares, and the roots of their rounding errors add
+    up where covariances are singular: to 7e-8 of the traces for 300 features of width 2048, against 3e-9 or less this
+    way. A and B have a column for each eigenvalue that is told from rounding, no more than features: few are soon
+    compared.
 
     Args:
         a: moments of one set; its covariance may be singular, as that of fewer features than dimensions is.

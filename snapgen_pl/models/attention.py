@@ -70,7 +70,11 @@ def rotate(x_BNSD: Tensor, table: RotaryTable) -> Tensor:
 
 
 def attend(q_BNSD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask_BS: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention; grouped heads are read in place, never repeated. Returns (B, S, N * D)."""
+    """Scaled dot-product attention. Returns (B, S, N * D).
+
+    Grouped heads are read in place, never repeated; with a mask besides, that takes cuDNN's kernel on a GPU, as from
+    Hopper on. On others torch holds all scores, and training on texts wants more memory than ``table memory`` says.
+    """
     mask = None if mask_BS is None else mask_BS[:, None, None]
     grouped = q_BNSD.shape[1] != k_BKSD.shape[1]
     out = F.scaled_dot_product_attention(q_BNSD, k_BKSD, v_BKSD, attn_mask=mask, enable_gqa=grouped)

@@ -7,11 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from snapgen_pl import rng
 from snapgen_pl.autoencoders.autoencoder import Autoencoder
-from snapgen_pl.conditioning.condition import Condition, rolled
+from snapgen_pl.conditioning.condition import Condition, alike, rolled
 from snapgen_pl.conditioning.conditioner import Conditioner
 from snapgen_pl.data.source import Batch
 from snapgen_pl.distill.adversarial import AdversarialLoss, gradient_penalty
@@ -24,7 +23,7 @@ from snapgen_pl.models.denoiser import Denoiser, DenoiserOutput
 from snapgen_pl.models.discriminator import Discriminator
 from snapgen_pl.modules.distill import Distill
 from snapgen_pl.modules.pretrain import GOLDEN_RATIO, VALIDATION_SEED, Pretrain
-from snapgen_pl.modules.training import TrainingStep, rate
+from snapgen_pl.modules.training import TrainingStep
 from snapgen_pl.modules.turns import Turns, discriminator_loss
 from snapgen_pl.rng import Stream
 from snapgen_pl.teachers.teacher import Teacher
@@ -57,8 +56,9 @@ class StepDistill(Distill):
         adversarial_weight: of L_adv, above 0.
         renoise: density of the times that guesses and data are noised to; None is the next lower time of the sampler,
             0 included, where nothing is added.
-        misaligned: whether real latents under their neighbour's condition are fakes too. Neighbours are those in what
-            one process holds of a batch, so that these depend on the number of processes.
+        misaligned: whether real latents under their neighbour's condition are fakes too, where there is one and it is
+            another: their mean is over these. Neighbours are those in what one process takes at once, so that they
+            depend on the number of processes, and there must be two.
         penalty_weight: of R1 on the features of real latents.
         discriminator_optimizer: built over the discriminator's parameters.
         discriminator_steps: steps of the discriminator's for one of the generator's.
@@ -111,7 +111,6 @@ class StepDistill(Distill):
         self.renoise, self.misaligned, self.penalty_weight = renoise, misaligned, penalty_weight
         self.make_discriminator_optimizer = discriminator_optimizer
         self.turns = Turns(discriminator_steps, accumulate, gradient_clip)
-        self._discriminator_images = 0
 
     @property
     def loss_roles(self) -> Mapping[str, Role]:  # type: ignore[override]  # as in Distill
@@ -124,12 +123,9 @@ class StepDistill(Distill):
         return (*super().charted, "adversarial", "d_real", "d_fake")
 
     def configure_optimizers(self) -> Any:
-        """The generator's and the discriminator's, each with the schedule of its own images."""
+        """The generator's and the discriminator's, with one schedule: by the images that the generator has seen."""
         optimizer = self.make_discriminator_optimizer(self.discriminator.parameters())
-        schedule = LambdaLR(
-            optimizer, lambda _: rate(self._discriminator_images, self.warmup_images, self.decay_images)
-        )
-        return super().configure_optimizers(), {"optimizer": optimizer, "lr_scheduler": schedule}
+        return super().configure_optimizers(), {"optimizer": optimizer, "lr_scheduler": self.schedule(optimizer)}
 
     def training_step(self, batch: Batch, batch_idx: int) -> TrainingStep:
         """One batch, for the network whose turn it is."""
@@ -138,7 +134,6 @@ class StepDistill(Distill):
 
     def discriminator_step(self, batch: Batch, batch_idx: int) -> TrainingStep:
         """What the discriminator pays for a batch."""
-        self._discriminator_images += len(batch.position_B) * self.trainer.world_size
         return discriminator_loss(self, self.discriminator_terms(batch, *self.training_sample(batch)), batch.position_B)
 
     def terms(self, output: DenoiserOutput, batch: Batch, path: PathSample, condition: Condition) -> list[LossTerm]:
@@ -165,7 +160,15 @@ class StepDistill(Distill):
             batch: as it came.
             path: of its latents.
             condition: what is left of the batch's.
+
+        Raises:
+            ValueError: for a single image, which has no neighbour, where these are misaligned.
         """
+        if self.misaligned and len(batch.position_B) == 1:
+            raise ValueError(
+                "model.misaligned takes conditions of neighbours, but a process takes one image at once; set a larger "
+                "data.batch_size, or misaligned false"
+            )
         nothing_B = self.conditioner.asks_nothing(condition)
         with torch.no_grad():
             output: DenoiserOutput = self.denoiser(path.x_BCHW, path.t_B, self.conditioner(condition))
@@ -184,10 +187,13 @@ class StepDistill(Distill):
             "d_fake": (self.adversarial.fake(self.discriminator(fake.features, t_B, fake.summary_BD)), 1.0),
         }
         if self.misaligned:
+            neighbours = rolled(batch.condition)
             with torch.no_grad():
-                (other,) = self.teacher.observe([real_BCHW], t_B, rolled(batch.condition), nothing_B, names)
-            strange = self.discriminator(other.features, t_B, other.summary_BD)
-            losses["d_misaligned"] = (self.adversarial.fake(strange), 1.0)
+                (other,) = self.teacher.observe([real_BCHW], t_B, neighbours, nothing_B, names)
+            strange_B = self.adversarial.fake(self.discriminator(other.features, t_B, other.summary_BD))
+            # What would be seen just as before is real, and no fake.
+            other_B = ~(nothing_B | alike(batch.condition, neighbours).to(nothing_B.device))
+            losses["d_misaligned"] = (strange_B * other_B / other_B.float().mean().clamp(min=1e-6), 1.0)
         if self.penalty_weight:
             losses["d_penalty"] = (gradient_penalty(logits, features), self.penalty_weight)
         return LossTerms(t_B, tuple(LossTerm(name, "adversarial", *loss) for name, loss in losses.items()))
@@ -201,13 +207,11 @@ class StepDistill(Distill):
         """Also keeps whose turn it is."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["steps"] = dict(self.turns.steps)
-        checkpoint["discriminator_images"] = self._discriminator_images
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes it up."""
         super().on_load_checkpoint(checkpoint)
         self.turns.steps = checkpoint["steps"]
-        self._discriminator_images = checkpoint["discriminator_images"]
 
     def _level(self, batch: Batch, path: PathSample) -> Tensor:
         """The times t' that the discriminator looks at."""

@@ -165,6 +165,30 @@ def test_levels_may_be_drawn_and_more_may_be_asked_of_the_discriminator(
     assert module.discriminator.heads[0].reduce.weight.grad.abs().max() > 0  # type: ignore[union-attr, operator]
 
 
+def test_conditions_of_neighbours_that_ask_for_the_same_or_for_nothing_are_no_fakes(
+    images: Path, run: Path, tmp_path: Path
+) -> None:
+    module, batch = ready(images, run, tmp_path, misaligned=True)
+    assert isinstance(batch.condition, Tensor)
+    asked_B = torch.tensor([0, 0, 1, 2] + [2] * (len(batch.position_B) - 4))
+    batch = batch._replace(condition=asked_B)
+    path, left_B = module.training_sample(batch)
+    nothing_B = module.conditioner.asks_nothing(left_B)
+    nothing_B[2] = True
+    left_B = torch.where(nothing_B, module.conditioner.nothing(left_B), left_B)  # type: ignore[arg-type]
+    terms = {term.name: term.value_B for term in module.discriminator_terms(batch, path, left_B).terms}
+    other_B = (asked_B != asked_B.roll(1)) & ~nothing_B
+    assert 0 < other_B.sum() < len(other_B)
+    assert torch.equal(terms["d_misaligned"] != 0, other_B)
+    module.misaligned = False
+    alone = {term.name: term.value_B for term in module.discriminator_terms(batch, path, left_B).terms}
+    assert torch.equal(alone["d_real"], terms["d_real"])
+    module.misaligned = True
+    one = batch._replace(**{name: value[:1] for name, value in batch._asdict().items() if isinstance(value, Tensor)})
+    with pytest.raises(ValueError, match="a process takes one image at once"):
+        module.discriminator_terms(one, path, left_B)
+
+
 @pytest.mark.parametrize("steps", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_stopping_and_resuming_changes_nothing(images: Path, run: Path, tmp_path: Path, steps: int) -> None:
     straight = train(step_distill(run), images, tmp_path / "straight", 8, callbacks=[TimestepAwareScaling()])

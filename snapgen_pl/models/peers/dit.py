@@ -144,13 +144,7 @@ class DiT(Denoiser):
             ValueError: for a pooled vector, which this network does not take.
         """
         self.refuse_pooled(conditioning)
-        tokens, mask = conditioning.tokens_BSD, conditioning.mask_BS
-        if mask is None:
-            mean_BD = tokens.mean(1)
-        else:
-            kept = mask[..., None].to(tokens.dtype)
-            mean_BD = (tokens * kept).sum(1) / kept.sum(1)
-        return PreparedConditioning(embedding_BE=self.context(mean_BD))
+        return PreparedConditioning(embedding_BE=self.context(conditioning.summary()))
 
     def forward(
         self,
