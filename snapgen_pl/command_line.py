@@ -7,7 +7,7 @@ from typing import NamedTuple
 from snapgen_pl.config_files import check_config, locate
 from snapgen_pl.errors import UsageError
 from snapgen_pl.experiments import find_config
-from snapgen_pl.runs import Run
+from snapgen_pl.runs import find_run
 
 _CONFIG = ("--config", "-c")
 _RUN = ("--run",)
@@ -74,10 +74,10 @@ def expand(words: Sequence[str]) -> Command:
 def _run_config(folder: str) -> Path:
     path = Path(folder)
     # A name is needed, and `.` has none.
-    run = Run(path if path.name not in ("", "..") else path.resolve())
-    if not run.config.is_file():
-        raise ValueError(f"--run {folder}: no run there ({run.config} does not exist); give its folder, runs/NAME")
-    return run.config
+    try:
+        return find_run(folder if path.name not in ("", "..") else str(path.resolve())).config
+    except ValueError as error:
+        raise ValueError(f"--run {error}") from error
 
 
 def _unwrapped(flag: str) -> str:

@@ -44,7 +44,7 @@ class Draws(Protocol):
 
 
 class Source(Protocol):
-    """Where a module that draws comes from: :class:`~snapgen_pl.trained_run.TrainedRun`, or what was exported of one.
+    """Where a module that draws comes from: a :class:`~snapgen_pl.trained_run.Trained`, or exported programs.
 
     Attributes:
         folder: for what the module keeps there.

@@ -1,4 +1,4 @@
-"""The verb ``generate``: images of named classes, or of prompts, from a run, with nothing but its folder."""
+"""The verb ``generate``: images of classes or prompts from a run, or what was exported of it, by its folder alone."""
 
 import json
 import re
@@ -17,11 +17,13 @@ from snapgen_pl.data.buckets import Size
 from snapgen_pl.data.requests import Request
 from snapgen_pl.drawing import Draws, Source, drawing_module
 from snapgen_pl.errors import did_you_mean
-from snapgen_pl.export.folder import Backend, open_exported
+from snapgen_pl.export.folder import Backend, is_export, open_exported
 from snapgen_pl.pictures import Layout, Picture, Prompt, lay_out, named, read_prompts
+from snapgen_pl.pipeline.folder import open_trained
 from snapgen_pl.png import read_picture, to_pil, write_png
-from snapgen_pl.trained_run import arguments, open_run
-from snapgen_pl.whole_files import is_empty, write_json, write_text
+from snapgen_pl.runs import PIPELINE
+from snapgen_pl.trained_run import arguments
+from snapgen_pl.whole_files import check_empty, write_json, write_text
 
 MANIFEST = "manifest.json"
 GRID_IMAGES = 200
@@ -50,7 +52,8 @@ def generate(
     command again goes on after the images that are there.
 
     Args:
-        run: the run's folder, such as runs/quickstart; for another backend than torch, what `export` made of it.
+        run: the run's folder, such as runs/quickstart, or the pipeline that `export diffusers` made of it; for another
+            backend than torch, what `export` made of it.
         out: a folder for the images, manifest.json and, of up to 200 images, grid.png, a row a class or prompt.
         classes: class names, separated by commas; a name may hold commas itself.
         prompt: a text.
@@ -116,7 +119,12 @@ def generate(
 
 def _source(run: str, backend: Literal["torch"] | Backend, decoder: str | None) -> Source:
     if backend == "torch":
-        return with_decoder(open_run(run), decoder)
+        if is_export(Path(run)):
+            raise ValueError(f"{run} is what `export` made, which torch does not run; give --backend onnx or coreml")
+        return with_decoder(open_trained(run), decoder)
+    if (Path(run) / PIPELINE).is_file():
+        raise ValueError(f"{run} is a pipeline of diffusers, which torch alone draws; leave --backend out, or `export` "
+                         "the run that it was made of")  # fmt: skip
     if decoder is not None:
         raise ValueError(f"what was exported has its decoder inside; export the run again with --decoder {decoder}")
     return open_exported(run, backend)
@@ -188,8 +196,8 @@ def _check(folder: Path, manifest: dict[str, Value]) -> None:
     """Raises ValueError where the folder holds something else than these images."""
     path = folder / MANIFEST
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if "images" not in before and not is_empty(folder):
-        raise ValueError(f"--out {folder} is not an empty folder; choose another")
+    if "images" not in before:
+        check_empty(folder)
     if before and (changed := differences(before, manifest)):
         listed = ", ".join(change.key for change in changed[:3])
         raise ValueError(f"--out {folder} holds images of another command ({listed} differ); choose another folder")

@@ -20,6 +20,7 @@ from snapgen_pl.config_files import Difference, Value, differences, load_config,
 from snapgen_pl.whole_files import read_json, write_text
 
 CONFIG = "config"  # a checkpoint's key of it, as YAML
+PIPELINE = "model_index.json"  # tells a pipeline of diffusers from a run
 
 # Where a session starts and where the folder lies; not compared.
 _SESSION = ("ckpt_path", "weights_only", "name", "runs")
@@ -219,6 +220,21 @@ class Run(NamedTuple):
                 f"{checkpoint} is not of the run that {self.config} tells of:\n{table(refused)}\n"
                 "put the run's own files back, or continue the checkpoint elsewhere with --name NEW"
             )
+
+
+def find_run(path: str) -> Run:
+    """The run in a folder.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    run = Run(Path(path))
+    if (run.folder / PIPELINE).is_file():
+        raise ValueError(f"{path} is a pipeline of diffusers, which `generate` and `model.init_from` take; give the "
+                         "folder of the run that it was made of, runs/NAME")  # fmt: skip
+    if not run.config.is_file():
+        raise ValueError(f"{path}: no run there ({run.config} does not exist); give its folder, runs/NAME")
+    return run
 
 
 def _refused(found: Sequence[Difference]) -> list[Difference]:

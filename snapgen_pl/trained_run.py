@@ -1,9 +1,10 @@
-"""A run's folder as a source of what was trained there: its configuration, averaged weights and classes."""
+"""Folders as sources of what was trained: configuration, averaged weights and classes; of them, a run's."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from jsonargparse import Namespace
@@ -12,12 +13,82 @@ from torch import Tensor, nn
 from snapgen_pl import checkpoints
 from snapgen_pl.config_files import Value, load_config
 from snapgen_pl.errors import ShortErrors, UsageError
-from snapgen_pl.runs import Run
-
-PIPELINE = "model_index.json"  # tells a pipeline of diffusers from a run
+from snapgen_pl.runs import Run, find_run
 
 
-class TrainedRun(NamedTuple):
+@dataclass(frozen=True)
+class Trained(ABC):
+    """What was trained, to draw from or to begin with: a :class:`TrainedRun`, or a pipeline that was made of one.
+
+    Attributes:
+        folder: where it lies.
+        config: of its module.
+    """
+
+    folder: Path
+    config: dict[str, Value]
+
+    @property
+    def model(self) -> dict[str, Value]:
+        """The arguments of its module."""
+        return arguments(self.config.get("model"))
+
+    @property
+    @abstractmethod
+    def origin(self) -> str:
+        """Where the weights are from, in words."""
+
+    @property
+    @abstractmethod
+    def images_seen(self) -> int:
+        """Images that its weights were trained on, over all processes; 0 where it does not say."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged weights, by the names of a module's parts.
+
+        Raises:
+            ValueError: where files are missing or damaged.
+        """
+
+    @abstractmethod
+    def weights_facts(self) -> dict[str, Value]:
+        """Which weights its own are, for records."""
+
+    @abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes it was trained on; labels index them.
+
+        Raises:
+            ValueError: where it does not say them.
+        """
+
+    @property
+    def decoder(self) -> "TrainedRun | None":
+        """The run of the decoder that makes its images, where it is not its own."""
+        decoder = arguments(self.model.get("autoencoder")).get("decoder")
+        return None if decoder is None else open_run(str(decoder))
+
+    def facts(self) -> dict[str, Value]:
+        """Which weights its images are of: its own, and those of another run's decoder."""
+        decoder = self.decoder
+        return self.weights_facts() | ({} if decoder is None else {"decoder": decoder.facts()})
+
+    def load(self, module: nn.Module) -> None:
+        """Puts the averaged weights in a module, those that it has a place for, and leaves it in eval mode.
+
+        Raises:
+            ValueError: where they do not fit it.
+        """
+        try:
+            fill_parts(module, self.weights())
+        except RuntimeError as error:
+            raise ValueError(f"{self.origin} does not fit its configuration: {error}") from error
+        module.eval()
+
+
+@dataclass(frozen=True)
+class TrainedRun(Trained):
     """A run that something was trained in.
 
     Attributes:
@@ -26,14 +97,7 @@ class TrainedRun(NamedTuple):
         checkpoint: its newest.
     """
 
-    folder: Path
-    config: dict[str, Value]
     checkpoint: Path
-
-    @property
-    def model(self) -> dict[str, Value]:
-        """The arguments of its module."""
-        return arguments(self.config.get("model"))
 
     def weights(self) -> dict[str, Tensor]:
         """The module's state with the averaged weights, in the file's map.
@@ -52,40 +116,17 @@ class TrainedRun(NamedTuple):
 
     @property
     def origin(self) -> str:
-        """Where the weights are from, in words."""
+        """The checkpoint."""
         return str(self.checkpoint)
 
     @property
-    def decoder(self) -> "TrainedRun | None":
-        """The run of the decoder that makes its images, where it is not its autoencoder's own."""
-        decoder = arguments(self.model.get("autoencoder")).get("decoder")
-        return None if decoder is None else open_run(str(decoder))
-
-    @property
     def images_seen(self) -> int:
-        """Images that its weights were trained on, over all processes."""
+        """As the checkpoint says."""
         return checkpoints.count_in(checkpoints.read(self.checkpoint, verify=False), "images_seen", self.checkpoint)
 
     def weights_facts(self) -> dict[str, Value]:
-        """Which weights its own are, for records."""
+        """The checkpoint and its step."""
         return {"checkpoint": str(self.checkpoint), "step": checkpoints.step_of(self.checkpoint), "weights": "EMA"}
-
-    def facts(self) -> dict[str, Value]:
-        """Which weights its images are of: its own, and those of another run's decoder."""
-        decoder = self.decoder
-        return self.weights_facts() | ({} if decoder is None else {"decoder": decoder.facts()})
-
-    def load(self, module: nn.Module) -> None:
-        """Puts the averaged weights in a module, those that it has a place for, and leaves it in eval mode.
-
-        Raises:
-            ValueError: where they do not fit it.
-        """
-        try:
-            fill_parts(module, self.weights())
-        except RuntimeError as error:
-            raise ValueError(f"{self.checkpoint} does not fit the run's config.yaml: {error}") from error
-        module.eval()
 
     def build(self, purpose: str, **bases: type) -> Namespace:
         """Builds parts of its module, without their weights.
@@ -109,11 +150,7 @@ class TrainedRun(NamedTuple):
             raise ValueError(f"{self.folder} cannot be built as {purpose}: {where}{error}") from error
 
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes it was trained on; labels index them.
-
-        Raises:
-            ValueError: where its manifest does not say them.
-        """
+        """As its manifest says."""
         run = Run(self.folder)
         match run.starts()[-1].get("data"):
             case {"classes": [*classes]} if all(isinstance(name, str) for name in classes):
@@ -138,9 +175,7 @@ def open_run(path: str) -> TrainedRun:
         ValueError: for a folder that is no run, or a damaged checkpoint.
         FileNotFoundError: where the run has no checkpoint.
     """
-    run = Run(Path(path))
-    if not run.config.is_file():
-        raise ValueError(f"{path}: no run there ({run.config} does not exist); give its folder, runs/NAME")
+    run = find_run(path)
     return TrainedRun(run.folder, load_config(run.config), checkpoints.newest(run.folder))
 
 

@@ -50,6 +50,12 @@ def is_empty(folder: Path) -> bool:
     return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
+def check_empty(out: Path) -> None:
+    """Raises ValueError where a folder that is to be filled, given as ``--out``, holds something."""
+    if not is_empty(out):
+        raise ValueError(f"--out {out} is not an empty folder; choose another")
+
+
 def write_text(text: str, path: Path) -> None:
     """Writes UTF-8 text."""
     with whole_file(path) as part:

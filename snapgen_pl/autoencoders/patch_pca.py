@@ -1,20 +1,23 @@
 """The embedded autoencoder: an orthogonal transform of image patches, fitted on the training images."""
 
 import math
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
+from snapgen_pl.digest import tensors_digest
+from snapgen_pl.runs import PIPELINE
 from snapgen_pl.whole_files import whole_file
 
 FILE = "autoencoder.safetensors"
+# Where the pipeline of a run has it, under names that begin so.
+_IN_PIPELINE, _PREFIX = "vae/diffusion_pytorch_model.safetensors", "autoencoder."
 
 
 class PatchPCA(Autoencoder):
@@ -49,32 +52,31 @@ class PatchPCA(Autoencoder):
         self.fitted = False
 
     def ready(self, folder: Path, images: Iterable[Tensor]) -> str:
-        """Loads the transform that the run already has, or fits it to the training images and keeps it there."""
-        file = folder / FILE
+        """Loads the transform that the folder already has, or fits it to the training images and keeps it there."""
+        file = _kept_in(folder)
         if file.exists():
             self.load(file)
             return f"autoencoder: {file}"
         psnr = self.fit(images)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.state_dict(), file, {"patch": str(self.downsampling), "psnr": f"{psnr:.2f}"})
+        self._keep(file)
         return f"autoencoder: {self._describe()} fitted on the training images, PSNR {psnr:.2f} dB, kept in {file}"
 
     def take_over(self, source: Path, folder: Path) -> None:
-        """Copies the transform that the other run keeps.
+        """Keeps the transform that the other run keeps, or the pipeline that was made of it.
 
         Raises:
-            ValueError: where the run keeps another.
+            ValueError: where the run keeps another, or the source has none, or one of other sizes.
         """
-        kept, file = source / FILE, folder / FILE
+        kept, file = _kept_in(source), folder / FILE
         if not kept.exists():
-            return
+            raise ValueError(f"{source} keeps no PatchPCA ({kept} does not exist): its weights were trained on other "
+                             "latents; declare its autoencoder, or put the file back")  # fmt: skip
+        self.load(kept)  # refuses what does not fit before anything is written
         if not file.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with whole_file(file) as part:
-                shutil.copyfile(kept, part)
-        elif file.read_bytes() != kept.read_bytes():
+            self._keep(file)
+        elif tensors_digest(_read(file)) != self.weights_digest():
             raise ValueError(f"{file} makes other latents than {kept}, for which the weights to begin with were "
-                             "trained; remove it, or choose another --name")  # fmt: skip
+                             "trained; choose another --name, or go on without --model.init_from")  # fmt: skip
 
     def fit(self, images: Iterable[Tensor]) -> float:
         """Fits the transform in one pass, in fp64.
@@ -110,10 +112,11 @@ class PatchPCA(Autoencoder):
         """Loads a fitted transform.
 
         Raises:
-            ValueError: where the file was fitted with other sizes.
+            ValueError: where the file is damaged, of another autoencoder, or was fitted with other sizes.
         """
-        with safe_open(file, "pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+        tensors = _read(file)
+        if tensors.keys() != self.state_dict().keys():
+            raise ValueError(f"{file} is of another autoencoder than a PatchPCA; declare that one")
         shape = tuple(tensors["basis"].shape)
         if shape != tuple(self.basis.shape):
             raise ValueError(f"{file} holds {shape[0]} components of {shape[1]} values, the configuration asks for "
@@ -157,5 +160,22 @@ class PatchPCA(Autoencoder):
         scale = self.std**-self.whitening
         return (scale / (self.std * scale).square().mean().sqrt())[:, None, None]
 
+    def _keep(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(file) as part:
+            save_file(self.state_dict(), part)
+
     def _describe(self) -> str:
         return f"{self.channels} components of {self.downsampling}x{self.downsampling} patches"
+
+
+def _kept_in(folder: Path) -> Path:
+    """Where a run, or a pipeline that was made of one, keeps the transform."""
+    return folder / (_IN_PIPELINE if (folder / PIPELINE).is_file() else FILE)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(file).items()}
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}); put it back from the run that it is of") from error

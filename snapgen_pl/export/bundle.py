@@ -33,7 +33,7 @@ from snapgen_pl.export.stand_ins import ProgramEncoder
 from snapgen_pl.flow.samplers import Euler, Renoising, Sampler
 from snapgen_pl.pipeline.ingredients import Ingredient, ingredients
 from snapgen_pl.pipeline.terms import notice
-from snapgen_pl.whole_files import whole_folder, write_json, write_text
+from snapgen_pl.whole_files import check_empty, whole_folder, write_json, write_text
 
 KIND = "snapgen_pl.bundle"
 SCRIPTS = ("compile_on_mac.sh", "draw_on_mac.py")
@@ -58,8 +58,7 @@ def bundle(exported: str, out: str, steps: int | None = None) -> str:
         ValueError: for a folder that is no export or holds no packages, a run on classes, and another sampler.
     """
     source, folder = open_exported(exported, "coreml"), Path(out)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"--out {out} is not an empty folder; choose another")
+    check_empty(folder)
     module = drawing_module(source.config)
     if not isinstance(module.conditioner, PartialTexts):
         raise ValueError(f"{exported} draws classes, a bundle draws prompts; export a run on texts")

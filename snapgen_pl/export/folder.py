@@ -50,7 +50,7 @@ from snapgen_pl.export.report import GraphRecord, report_json, report_markdown
 from snapgen_pl.provenance import describe_code, describe_machine
 from snapgen_pl.runs import Run
 from snapgen_pl.trained_run import TrainedRun, arguments
-from snapgen_pl.whole_files import read_json, whole_folder, write_json, write_text
+from snapgen_pl.whole_files import is_empty, read_json, whole_folder, write_json, write_text
 
 MANIFEST, CONFIG, REPORT = "manifest.json", "config.yaml", "report"
 ONNX, COREML, EXAMPLES, TOKENIZERS = "onnx", "coreml", "examples", "tokenizers"
@@ -136,9 +136,7 @@ def export_run(
 
 def check_out(out: Path) -> None:
     """Raises ValueError where there is something else than an export, which is not to be replaced."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; choose a folder")
-    if out.exists() and any(out.iterdir()) and not _is_export(out):
+    if not is_empty(out) and not is_export(out):
         raise ValueError(f"--out {out} is neither empty nor an export; choose another folder")
 
 
@@ -150,7 +148,8 @@ def _check_whole(whole: Sequence[str], conditioner: Conditioner) -> None:
             raise ValueError(f"no graph {name!r} to keep whole among {', '.join(names)}{did_you_mean(name, names)}")
 
 
-def _is_export(folder: Path) -> bool:
+def is_export(folder: Path) -> bool:
+    """Whether a folder is what ``export`` made."""
     try:
         _manifest(folder)
     except ValueError:

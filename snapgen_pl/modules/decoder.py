@@ -26,7 +26,8 @@ from snapgen_pl.modules.frozen import Frozen, make_ready
 from snapgen_pl.modules.reconstruction_means import ReconstructionMeans
 from snapgen_pl.modules.training import Training, TrainingStep
 from snapgen_pl.modules.turns import Turns, discriminator_loss
-from snapgen_pl.starting_weights import begin, open_weights
+from snapgen_pl.pipeline.folder import open_trained
+from snapgen_pl.starting_weights import begin
 
 DELTA, MOST = 1e-4, 1e4  # of the adaptive weight, latent diffusion's
 
@@ -153,7 +154,7 @@ class TrainDecoder(Training):
         self.reconstruction.ready(self.device)
         self._means.ready(self.device, len(data.source.validation))
         if stage == "fit" and self.init_from is not None:  # a checkpoint, where there is one, comes after
-            weights = open_weights(self.init_from)
+            weights = open_trained(self.init_from)
             rank_zero_info(begin(weights, {"decoder": self.decoder}, "decoder"))
             self.began_from = weights.weights_facts()
 

@@ -1,6 +1,5 @@
-"""Draws from a run's prompts, as ``generate`` does, without its data, its teacher or its discriminator: wiring only."""
+"""Draws from the prompts of a run, or of a pipeline, as ``generate`` does, and from no data: wiring only."""
 
-import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -8,65 +7,51 @@ from snapgen_pl.autoencoders.with_decoder import with_decoder
 from snapgen_pl.data.requests import Request
 from snapgen_pl.drawing import drawing_module
 from snapgen_pl.flow.guidance import Guidance
-from snapgen_pl.flow.samplers import NamedSampler, Sampler
+from snapgen_pl.flow.samplers import Sampler
 from snapgen_pl.metrics.sample_metric import Facts
+from snapgen_pl.modules.draws_only import DrawsOnly
 from snapgen_pl.modules.frozen import Frozen, make_ready
 from snapgen_pl.modules.pretrain import Pretrain
-from snapgen_pl.trained_run import open_run
+from snapgen_pl.pipeline.folder import open_trained
 
 
-class Drawn(L.LightningModule):
-    """Predicts images of texts by a run's averaged weights, which are read when a verb begins. It trains nothing.
+class Drawn(DrawsOnly):
+    """Predicts images of texts by a run's averaged weights, without its teacher or its discriminator.
 
     Args:
-        run: the run's folder.
+        run: the folder of a run, or of the pipeline that was made of one; its weights are read when a verb begins.
         decoder: the folder of a decoder's run, which makes the images in place of the autoencoder's own decoder.
 
     Attributes:
-        images_seen: images that the run had trained on.
+        images_seen: images that the run had trained on; 0 for a pipeline, which does not say.
         origin: of the weights, for records.
 
     Raises:
-        ValueError: for a folder that is no run, a damaged checkpoint, or a run that does not draw from texts.
+        ValueError: for a folder that is neither, a damaged checkpoint, or a run that does not draw from texts.
     """
 
     def __init__(self, run: str, decoder: str | None = None) -> None:
         super().__init__()
-        self._source = with_decoder(open_run(run), decoder)
+        self._source = with_decoder(open_trained(run), decoder)
         self.images_seen = self._source.images_seen
         self.origin = f"EMA of {self._source.origin}"
         drawing = drawing_module(self._source.config)
         if not isinstance(drawing, Pretrain) or drawing.takes != "caption":
-            raise ValueError(f"{run} does not draw from texts; a run on classes is measured by `test --run {run}`")
+            raise ValueError(f"{run} does not draw from texts; a run on classes is measured by `test --run` of it")
         self._drawing = Frozen(drawing)
 
     @property
     def drawing(self) -> Pretrain:
-        """What draws."""
+        """See DrawsOnly."""
         return self._drawing.module
-
-    @property
-    def sampler(self) -> NamedSampler:
-        """The run's."""
-        return self.drawing.sampler
-
-    @property
-    def guidance(self) -> Guidance:
-        """The run's."""
-        return self.drawing.guidance
 
     @property
     def seed(self) -> int:
         """The run's."""
         return self.drawing.seed
 
-    @property
-    def image_size(self) -> int:
-        """The run's."""
-        return self.drawing.image_size
-
-    def setup(self, stage: str) -> None:
-        """Reads the weights."""
+    def read_weights(self) -> None:
+        """Those of the run."""
         # What the run keeps, such as a fitted autoencoder, lies in its folder, not in this one's.
         make_ready(self.trainer, lambda _: self.drawing.ready(self._source.folder, (), ()))
         self._source.load(self.drawing)
@@ -80,13 +65,6 @@ class Drawn(L.LightningModule):
     def decoder(self) -> Facts:
         """What makes pixels of latents."""
         return self.drawing.decoder()
-
-    def test_step(self, batch: Request, batch_idx: int) -> None:
-        """Nothing: callbacks draw what they measure."""
-
-    def predict_step(self, batch: Request, batch_idx: int) -> Tensor:
-        """Images of the texts asked for."""
-        return self.sample(batch)
 
     def sample(self, request: Request, sampler: Sampler | None = None, guidance: Guidance | None = None) -> Tensor:
         """See :meth:`~snapgen_pl.modules.pretrain.Pretrain.sample`."""

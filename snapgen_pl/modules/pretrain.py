@@ -38,8 +38,9 @@ from snapgen_pl.models.preconditioned import preconditioned
 from snapgen_pl.models.regions import compile_regions
 from snapgen_pl.modules.frozen import Frozen, make_ready
 from snapgen_pl.modules.training import Training, TrainingStep
+from snapgen_pl.pipeline.folder import open_trained
 from snapgen_pl.rng import Stream
-from snapgen_pl.starting_weights import begin, open_weights
+from snapgen_pl.starting_weights import begin
 
 VALIDATION_SEED = 0  # not the run's: validation losses compare across runs
 VALIDATION_BINS = 10
@@ -67,8 +68,8 @@ class Pretrain(Training):
         compile: compiles the denoiser with torch.compile.
         seed: seeds timesteps, noise and the dropping of conditions.
         init_from: folder of a run, or of a pipeline of diffusers, whose averaged weights denoiser and conditioner begin
-            with, and so their average; the stages follow one another so. What the autoencoder keeps in a run's folder
-            goes on too. A resumed run's checkpoint takes their place; give null where that folder is gone.
+            with, and so their average; the stages follow one another so. What the autoencoder keeps in that folder goes
+            on too. A resumed run's checkpoint takes their place; give null where that folder is gone.
 
     Attributes:
         origin: of the weights, for records.
@@ -211,7 +212,7 @@ class Pretrain(Training):
                 "train a Distill"
             )
         images = (batch.image_BCHW for batch in data.training_images(256))
-        before = open_weights(self.init_from) if stage == "fit" and self.init_from is not None else None
+        before = open_trained(self.init_from) if stage == "fit" and self.init_from is not None else None
 
         def ready(folder: Path) -> list[str]:
             if before is not None:

@@ -1,19 +1,19 @@
 """Draws from weights that others released: wiring only."""
 
-import lightning as L
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from snapgen_pl.data.requests import Request
 from snapgen_pl.flow.guidance import Guidance
-from snapgen_pl.flow.samplers import NamedSampler, Sampler
+from snapgen_pl.flow.samplers import Sampler
 from snapgen_pl.metrics.sample_metric import Facts
+from snapgen_pl.modules.draws_only import DrawsOnly
 from snapgen_pl.modules.frozen import make_ready
 from snapgen_pl.released.drawer import Drawer
 
 
-class Released(L.LightningModule):
-    """Predicts images of the labels asked for. There is nothing to train.
+class Released(DrawsOnly):
+    """Predicts images of the labels asked for.
 
     Args:
         drawer: what draws; its weights are read when a verb begins.
@@ -34,29 +34,13 @@ class Released(L.LightningModule):
         self.images_seen = 0
 
     @property
-    def sampler(self) -> NamedSampler:
-        """The drawer's."""
-        return self.drawer.sampler
+    def drawing(self) -> Drawer:
+        """See DrawsOnly."""
+        return self.drawer
 
-    @property
-    def guidance(self) -> Guidance:
-        """The drawer's."""
-        return self.drawer.guidance
-
-    def setup(self, stage: str) -> None:
-        """Reads the weights.
-
-        Raises:
-            ValueError: for a verb other than ``predict`` and ``test``.
-        """
-        if stage not in ("predict", "test"):
-            raise ValueError(f"released weights are drawn from and measured, nothing else: use test, not {stage}")
+    def read_weights(self) -> None:
+        """Those of the drawer."""
         make_ready(self.trainer, self.drawer.ready)
-
-    @property
-    def image_size(self) -> int:
-        """The drawer's."""
-        return self.drawer.image_size
 
     def weights_digest(self) -> str:
         """SHA-256 over the weights as read."""
@@ -66,13 +50,6 @@ class Released(L.LightningModule):
         """What makes pixels of latents."""
         facts = self.drawer.describe()
         return {"decoder": facts.decoder, "weights": facts.decoder_weights}
-
-    def test_step(self, batch: Request, batch_idx: int) -> None:
-        """Nothing: callbacks draw what they measure."""
-
-    def predict_step(self, batch: Request, batch_idx: int) -> Tensor:
-        """Images for the labels asked for."""
-        return self.sample(batch)
 
     def sample(self, request: Request, sampler: Sampler | None = None, guidance: Guidance | None = None) -> Tensor:
         """Draws images.

@@ -15,6 +15,14 @@ _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 P = TypeVar("P")
 
 
+def check_classes(config: Value) -> None:
+    """Raises ValueError where a file names a class of neither this package nor a module that is imported already."""
+    for path in _class_paths(config):
+        # To import a module runs it.
+        if path.partition(".")[0] != PACKAGE and path.rpartition(".")[0] not in sys.modules:
+            raise ValueError(f"the file names {path}, which is not of {PACKAGE}; import it first, if you trust it")
+
+
 def build(kind: type[P], config: Value) -> P:
     """An object of a class with its arguments, as a run's config.yaml has them.
 
@@ -26,10 +34,7 @@ def build(kind: type[P], config: Value) -> P:
         ValueError: for a class of neither this package nor a module that is imported already, and for one that is no
             ``kind`` or does not take the arguments.
     """
-    for path in _class_paths(config):
-        # To import a module runs it.
-        if path.partition(".")[0] != PACKAGE and path.rpartition(".")[0] not in sys.modules:
-            raise ValueError(f"the file names {path}, which is not of {PACKAGE}; import it first, if you trust it")
+    check_classes(config)
     try:
         part: P = built({"part": config}, part=kind).part
     except UsageError as error:

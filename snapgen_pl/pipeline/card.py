@@ -10,7 +10,7 @@ from snapgen_pl import checkpoints
 from snapgen_pl.config_files import Value
 from snapgen_pl.pipeline.ingredients import MADE_FROM, Ingredient, ingredients
 from snapgen_pl.pipeline.licences import STABILITY, most_restrictive
-from snapgen_pl.pipeline.parts import TEXT_ENCODERS
+from snapgen_pl.pipeline.places import TEXT_ENCODERS
 from snapgen_pl.pipeline.snapgen_pipeline import SnapGenPipeline
 from snapgen_pl.pipeline.terms import known, table, terms
 from snapgen_pl.pretrained_folder import HUB_NAME

@@ -17,19 +17,18 @@ from snapgen_pl.models.denoiser import Denoiser
 from snapgen_pl.pipeline.card import model_card
 from snapgen_pl.pipeline.ingredients import ingredients
 from snapgen_pl.pipeline.parts import (
-    TEXT_ENCODERS,
-    TOKENIZERS,
     PipelineAutoencoder,
     PipelineConditioner,
     PipelineDecoder,
     PipelineDenoiser,
     text_encoders,
 )
+from snapgen_pl.pipeline.places import TEXT_ENCODERS, TOKENIZERS
 from snapgen_pl.pipeline.scheduler import scheduler_of
 from snapgen_pl.pipeline.snapgen_pipeline import SnapGenPipeline
 from snapgen_pl.pipeline.terms import notice
 from snapgen_pl.trained_run import TrainedRun, arguments, open_run
-from snapgen_pl.whole_files import is_empty, whole_folder, write_text
+from snapgen_pl.whole_files import check_empty, whole_folder, write_text
 
 
 def export(run: str, out: str, decoder: str | None = None) -> str:
@@ -60,8 +59,7 @@ def export_pipeline(source: TrainedRun, out: Path) -> None:
     Raises:
         ValueError: where the folder holds something, or the run's parts fit no pipeline.
     """
-    if not is_empty(out):
-        raise ValueError(f"--out {out} is not an empty folder; choose another")
+    check_empty(out)
     pipeline = pipeline_of(source)
     with whole_folder(out) as part:
         pipeline.save_pretrained(part)
@@ -93,6 +91,7 @@ def pipeline_of(source: TrainedRun) -> SnapGenPipeline:
         scheduler=scheduler_of(parts.sampler),
         image_size=source.model["image_size"],  # type: ignore[arg-type]
         num_inference_steps=parts.sampler.steps,
+        seed=source.model.get("seed", 0),  # type: ignore[arg-type]
         **{f"guidance_{key}": value for key, value in guidance.items()},
     )
 

@@ -9,8 +9,8 @@ import yaml
 from snapgen_pl.config_files import Value, load_config
 from snapgen_pl.pipeline.licences import BY_NAME, EMOJI, EMOJI_LABELS, MINILM, Licence, licence_of
 from snapgen_pl.pretrained_folder import HUB_NAME
-from snapgen_pl.runs import Run
-from snapgen_pl.trained_run import PIPELINE, arguments
+from snapgen_pl.runs import PIPELINE, Run
+from snapgen_pl.trained_run import arguments
 
 CARD = "README.md"
 # The key of a model card that lists them.

@@ -1,6 +1,5 @@
 """Networks of this project as components of a pipeline of diffusers: a config.json and weights in safetensors."""
 
-import copy
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -20,11 +19,7 @@ from snapgen_pl.models.latent_decoder import LatentDecoder
 from snapgen_pl.models.preconditioned import preconditioned
 from snapgen_pl.models.wrapped import Wrapped
 from snapgen_pl.pipeline.building import build
-from snapgen_pl.trained_run import arguments
-
-# Where the files of text encoders lie in a pipeline, in the order in which a conditioner has them.
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
+from snapgen_pl.pipeline.places import TEXT_ENCODERS, placed
 
 
 class Part(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has no types
@@ -97,10 +92,10 @@ class PipelineConditioner(Part):
     ) -> None:
         super().__init__()
         if folder is not None:
-            network = _placed(network, str(folder))
+            network = placed(network, str(folder))
         self.conditioner: Conditioner = build(Conditioner, network)  # type: ignore[type-abstract]
         # Where the folder is now is no part of the configuration.
-        self.register_to_config(network=_placed(network, None), classes=list(classes or ()))
+        self.register_to_config(network=placed(network, None), classes=list(classes or ()))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[Any] | None, **options: Any) -> Self:
@@ -179,19 +174,3 @@ def text_encoders(conditioner: Conditioner) -> dict[str, TextEncoder]:
             f"{len(TEXT_ENCODERS)} text encoders of a JoinedTexts; export a run that has them"
         )
     return own
-
-
-def _placed(network: dict[str, Any], folder: str | None) -> dict[str, Any]:
-    """A conditioner's configuration with its text encoders at their places in a pipeline's folder."""
-    placed = copy.deepcopy(network)
-    encoders = arguments(placed).get("encoders")
-    assert encoders is None or isinstance(encoders, dict), encoders
-    for (_, encoder), place, tokenizer in zip((encoders or {}).items(), TEXT_ENCODERS, TOKENIZERS, strict=False):
-        assert isinstance(encoder, dict), encoder
-        # The embedded one takes no path: what is in the folder has one.
-        encoder["class_path"] = str(encoder["class_path"]).replace(".MiniLM", ".PlacedMiniLM")
-        found = arguments(encoder)
-        found |= {"path": folder, "subfolder": place, "tokenizer_subfolder": tokenizer}
-        if folder is None:
-            del found["path"]
-    return placed

@@ -18,14 +18,8 @@ from snapgen_pl.errors import did_you_mean
 from snapgen_pl.flow.guidance import Guidance, guided_velocity
 from snapgen_pl.flow.noise import initial_noise, step_noise
 from snapgen_pl.flow.samplers import StepNoise
-from snapgen_pl.pipeline.parts import (
-    TEXT_ENCODERS,
-    TOKENIZERS,
-    PipelineAutoencoder,
-    PipelineConditioner,
-    PipelineDecoder,
-    PipelineDenoiser,
-)
+from snapgen_pl.pipeline.parts import PipelineAutoencoder, PipelineConditioner, PipelineDecoder, PipelineDenoiser
+from snapgen_pl.pipeline.places import TEXT_ENCODERS, TOKENIZERS
 from snapgen_pl.pipeline.scheduler import SamplerScheduler
 from snapgen_pl.pretrained_folder import pretrained_folder
 from snapgen_pl.tf32 import tf32
@@ -72,6 +66,7 @@ class SnapGenPipeline(DiffusionPipeline):
         guidance_scale: by default; 1 is no guidance.
         guidance_interval: the times at which guidance acts, ends included.
         guidance_channels: guides only the first so many channels; None guides all.
+        seed: what ``python -m snapgen_pl generate`` draws with by default; calls of the pipeline are given theirs.
     """
 
     _optional_components = [*TEXT_ENCODERS, *TOKENIZERS, "decoder"]  # noqa: RUF012  (diffusers' own way)
@@ -94,6 +89,7 @@ class SnapGenPipeline(DiffusionPipeline):
         guidance_scale: float = 1.0,
         guidance_interval: list[float] | tuple[float, ...] = (0.0, 1.0),
         guidance_channels: int | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         networks, tokenizers = (text_encoder, text_encoder_2, text_encoder_3), (tokenizer, tokenizer_2, tokenizer_3)
@@ -112,6 +108,7 @@ class SnapGenPipeline(DiffusionPipeline):
             guidance_scale=guidance_scale,
             guidance_interval=list(guidance_interval),
             guidance_channels=guidance_channels,
+            seed=seed,
         )
         self.downsampling = (
             vae.downsampling

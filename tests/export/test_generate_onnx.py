@@ -108,6 +108,14 @@ def test_a_folder_that_is_no_export_is_named(exported_classes: Exported, tmp_pat
         check_out(exported_classes.run)
 
 
+def test_torch_does_not_run_an_export(
+    exported_classes: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["generate", "--run", str(exported_classes.folder), "--out", str(tmp_path / "out"), "--classes", "cat"]
+    assert main(words) == 1
+    assert "which torch does not run; give --backend onnx or coreml" in capsys.readouterr().err.replace("\n", " ")
+
+
 @pytest.mark.parametrize("file", ["onnx/denoiser.onnx.data", "onnx/decoder.onnx", "config.yaml", "manifest.json"])
 def test_a_damaged_export_is_named(exported_classes: Exported, tmp_path: Path, file: str) -> None:
     folder = tmp_path / "copy"

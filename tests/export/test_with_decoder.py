@@ -200,5 +200,5 @@ def test_weights_that_the_config_does_not_tell_are_refused(
     text = (other / "config.yaml").read_text()
     assert "middle_blocks: 1" in text
     (other / "config.yaml").write_text(text.replace("middle_blocks: 1", "middle_blocks: 2"))
-    with pytest.raises(ValueError, match=r"last\.ckpt does not fit the run's config\.yaml"):
+    with pytest.raises(ValueError, match=r"last\.ckpt does not fit its configuration"):
         WithDecoder(PatchPCA(4, 4), str(other)).ready(exported_classes.run, ())

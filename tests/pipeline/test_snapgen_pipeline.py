@@ -19,23 +19,16 @@ from snapgen_pl.__main__ import main
 from snapgen_pl.pipeline.parts import PipelineConditioner, PipelineDenoiser
 from snapgen_pl.pipeline.scheduler import SamplerScheduler
 from snapgen_pl.pipeline.snapgen_pipeline import SnapGenPipeline
-from tests.conditioning import tiny_clip
 from tests.export.exported_run import part
-from tests.pipeline.conftest import export
+from tests.pipeline.conftest import WEIGHTS, class_text_run, export, generated, with_arguments
 
 PROMPTS = ["a photo of cat", "a photo of dog"]
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def opened(folder: Path, **options: Any) -> SnapGenPipeline:
     pipeline = SnapGenPipeline.from_pretrained(folder, **options)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def generated(run: Path, out: Path, *words: str) -> list[np.ndarray]:
-    assert main(["generate", "--run", str(run), "--out", str(out), "--count", "2", *words]) == 0
-    return [np.asarray(Image.open(file)).astype(int) for file in sorted(out.glob("*-*.png"))]
 
 
 def assert_alike(images: list[Image.Image], others: list[np.ndarray]) -> None:
@@ -46,15 +39,6 @@ def assert_alike(images: list[Image.Image], others: list[np.ndarray]) -> None:
         assert difference.max() <= 1
         assert (difference > 0).mean() < 0.02
     assert all((other != others[0]).mean() > 0.1 for other in others[1:])
-
-
-def with_arguments(run: Path, folder: Path, **changed: Any) -> Path:
-    """A run's copy whose module has other arguments."""
-    copy = Path(shutil.copytree(run, folder / "run"))
-    content = yaml.safe_load((copy / "config.yaml").read_text())
-    content["model"]["init_args"] |= changed
-    (copy / "config.yaml").write_text(yaml.safe_dump(content))
-    return copy
 
 
 @pytest.mark.parametrize(
@@ -111,19 +95,6 @@ def test_the_text_encoders_that_are_given_are_asked(text_pipeline: Path) -> None
     # As diffusers shares components among pipelines.
     again = SnapGenPipeline(**pipeline.components, image_size=16, num_inference_steps=2, guidance_scale=2.0)
     assert torch.equal(again(PROMPTS[0], seed=0, output_type="latent").images, own)
-
-
-def class_text_run(class_run: Path, folder: Path) -> Path:
-    """The run of classes, told their names through a tiny CLIP instead, which lies beside it."""
-    tiny_clip.save_pipeline(folder / "clip")
-    encoder = {"path": str(folder / "clip"), "subfolder": "text_encoder", "tokenizer_subfolder": "tokenizer"}
-    texts = part("conditioning.class_texts.ClassTexts", encoder=part("conditioning.clip_text.CLIPText", **encoder))
-    copy = with_arguments(class_run, folder, conditioner=texts)
-    saved = torch.load(copy / "last.ckpt", weights_only=True)
-    for weights in (saved["state_dict"], saved["ema"]["weights"]):
-        del weights["conditioner.table.weight"]
-    torch.save(saved, copy / "last.ckpt")
-    return copy
 
 
 def test_classes_as_texts_need_no_encoder(class_run: Path, tmp_path: Path) -> None:

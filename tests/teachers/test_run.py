@@ -246,8 +246,8 @@ def test_what_is_no_run_is_refused_before_anything_is_built(run: Path, tmp_path:
             "cannot be built as a teacher: denoiser: module",
         ),
         ("denoiser:", "other:", "the run's configuration has no denoiser"),
-        ("head_dim: 16", "head_dim: 32", r"last\.ckpt does not fit the run's config\.yaml"),
-        ("middle_layers: 1", "middle_layers: 2", r"last\.ckpt does not fit the run's config\.yaml"),
+        ("head_dim: 16", "head_dim: 32", r"last\.ckpt does not fit its configuration"),
+        ("middle_layers: 1", "middle_layers: 2", r"last\.ckpt does not fit its configuration"),
     ],
 )
 def test_a_run_that_its_config_does_not_tell_is_refused(
