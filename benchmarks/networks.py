@@ -58,6 +58,11 @@ def thin_sdxl(context_dim: int = 768, pooled_dim: int | None = None) -> UNet:
     )
 
 
+def recorded(costs: Mapping[str, Cost]) -> dict[str, dict[str, int]]:
+    """Costs by network, for JSON."""
+    return {name: cost._asdict() for name, cost in costs.items()}
+
+
 # Transformers read one learned token a class, the papers' label embedding.
 SUBJECTS: Mapping[str, Subject] = MappingProxyType(
     {

@@ -22,6 +22,20 @@ class Sample(NamedTuple):
     cpu_s: float
     wall_s: float
 
+    def plus(self, other: "Sample") -> "Sample":
+        """Both calls as one."""
+        return Sample(self.cpu_s + other.cpu_s, self.wall_s + other.wall_s)
+
+
+def now() -> Sample:
+    """Both clocks, each from a beginning of its own."""
+    return Sample(time.process_time(), time.perf_counter())
+
+
+def spent(before: Sample, after: Sample) -> Sample:
+    """What passed between two readings of the clocks."""
+    return Sample(after.cpu_s - before.cpu_s, after.wall_s - before.wall_s)
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -61,9 +75,9 @@ def interleave(subjects: Mapping[str, Callable[[], object]], rounds: int, warmup
 
 def measure(call: Callable[[], object]) -> Sample:
     """Times one call."""
-    cpu_s, wall_s = time.process_time(), time.perf_counter()
+    before = now()
     call()
-    return Sample(time.process_time() - cpu_s, time.perf_counter() - wall_s)
+    return spent(before, now())
 
 
 def summarise(samples: Sequence[Sample]) -> Timing:

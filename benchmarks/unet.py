@@ -1,7 +1,8 @@
 """SnapGen's UNet beside DiT-XL/2 and the thin SDXL baseline: ``python -m benchmarks.unet --json FILE``.
 
 On a CPU: fp32, channels_last, one thread, interleaved rounds, in about a minute; ``--training_rounds 2`` adds training
-steps. On a GPU (``--device cuda``): bf16 autocast, eager and compiled.
+steps of the bare networks; ``python -m benchmarks.training`` has whole steps of every stage. On a GPU (``--device
+cuda``): bf16 autocast, compiled, as CUDA graphs, and eager, for any ``--batches``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,15 +10,15 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cuda import Task, Throughput, throughput
-from benchmarks.networks import SUBJECTS, Subject, feed, forward, forward_backward, materialise
+from benchmarks.cuda import CUDAReport, Mode, Task, check_sweep, cuda_table, network_throughput
+from benchmarks.networks import SUBJECTS, Subject, feed, forward, forward_backward, materialise, recorded
 from benchmarks.timing import Environment, Timing, environment, interleave
 from snapgen_pl.models.count import Cost
 from snapgen_pl.models.denoiser import Denoiser
@@ -52,31 +53,12 @@ class CPUReport:
 
     def record(self) -> dict[str, object]:
         """For JSON: the ratios at the top, where a reader and a gate find them."""
-        fields = asdict(self) | {"costs": _costs(self.costs)}
+        fields = asdict(self) | {"costs": recorded(self.costs)}
         ratios: dict[str, object] = fields.pop("ratios")
         return ratios | fields
 
 
-@dataclass(frozen=True)
-class CUDAReport:
-    """What a run on a GPU found; ``rows`` has one list of measurements a network."""
-
-    protocol: str
-    environment: Environment
-    size: int
-    costs: dict[str, Cost]
-    rows: dict[str, list[Throughput]]
-
-    def record(self) -> dict[str, object]:
-        """For JSON."""
-        return asdict(self) | {"costs": _costs(self.costs)}
-
-
-def _costs(costs: Mapping[str, Cost]) -> dict[str, dict[str, int]]:
-    return {name: cost._asdict() for name, cost in costs.items()}
-
-
-def ratios(task: Task, timings: Mapping[str, Timing]) -> dict[str, float]:
+def ratios(task: str, timings: Mapping[str, Timing]) -> dict[str, float]:
     """Time of each peer over ours, by the minima of CPU and wall time."""
     ours = timings[OURS]
     peers = {name: timing for name, timing in timings.items() if name != OURS}
@@ -123,33 +105,53 @@ def run_cpu(subjects: Mapping[str, Subject], batch: int, size: int, rounds: int,
 
 
 def run_cuda(
-    subjects: Mapping[str, Subject], batch: int, micro_batch: int, size: int, rounds: int, training_rounds: int
+    subjects: Mapping[str, Subject],
+    batches: Sequence[int],
+    modes: Sequence[Mode],
+    size: int,
+    rounds: int,
+    training_rounds: int,
 ) -> Iterator[CUDAReport]:
-    """Measures each network alone, forward and training, all of them eager before any is compiled, which takes minutes.
+    """Measures each network alone: batch by batch, mode by mode, training before forward.
 
-    Arguments are as in throughput. What is known so far comes after each measurement, so that none is lost.
+    Args:
+        subjects: networks by name.
+        batches: images a step.
+        modes: how steps run.
+        size: height and width of the latent.
+        rounds: timed predictions.
+        training_rounds: timed training steps.
     """
-    steps: dict[Task, int] = {"forward": rounds, "training": training_rounds}
+    steps: dict[Task, int] = {"training": training_rounds, "forward": rounds}
     report = CUDAReport(
         protocol="bf16 autocast over fp32 weights, channels_last; forward: predictions without gradients, conditioning "
-        "included; training: forward, loss, backward and fused AdamW; median over steps by device events; "
-        "MFU: 2 (forward) or 6 (training) FLOPs a multiply-accumulate over the device's dense bf16 peak",
+        "included; training: forward, loss, backward and fused AdamW; median over steps by device events; graphed: "
+        "compiled, and the step captured as one CUDA graph; MFU: 2 (forward) or 6 (training) FLOPs a "
+        "multiply-accumulate over the device's dense bf16 peak",
         environment=environment("benchmarks.unet", accelerator=True),
         size=size,
         costs={name: subject.cost(size) for name, subject in subjects.items()},
         rows={name: [] for name in subjects},
     )
-    for compiled, (name, subject), (task, count) in product((False, True), subjects.items(), steps.items()):
-        report.rows[name].append(throughput(subject, task, compiled, batch, micro_batch, size, count))
-        yield report
+    return report.filled(
+        (name, partial(network_throughput, subject, task, mode, batch, size, count))
+        for batch, mode, (task, count), (name, subject) in product(batches, modes, steps.items(), subjects.items())
+    )
 
 
-def check_networks(names: Sequence[str], compared: bool) -> None:
+def check_networks(names: Sequence[str], compared: bool, known: Mapping[str, Subject] = SUBJECTS) -> None:
     """Raises ValueError for a network that there is none of, or where peers would be compared with nothing."""
-    if unknown := [name for name in names if name not in SUBJECTS]:
-        raise ValueError(f"no networks {unknown}; there are {', '.join(SUBJECTS)}")
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"no networks {unknown}; there are {', '.join(known)}")
     if compared and OURS not in names:
         raise ValueError(f"networks are {', '.join(names)}; add {OURS}, which they are compared with")
+
+
+def refuse(device: str, **options: object) -> None:
+    """Raises ValueError for an option that was given, and that measuring on a device has no use for."""
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"{name} is {value}, for which there is no use on {device}; leave it out")
 
 
 def cpu_table(report: CPUReport) -> Table:
@@ -168,27 +170,13 @@ def cpu_table(report: CPUReport) -> Table:
     return table
 
 
-def cuda_table(report: CUDAReport) -> Table:
-    """Throughput, utilisation and memory."""
-    table = Table(title=f"{report.environment.accelerator}, {report.size}x{report.size} latents, bf16 autocast")
-    for heading in ("network", "params M", "GMACs", "pass", "mode", "images/s", "MFU", "peak GiB"):
-        table.add_column(heading, justify="left" if heading in ("network", "pass", "mode") else "right")
-    for name, rows in report.rows.items():
-        cost = report.costs[name]
-        for row in rows:
-            mfu = "-" if row.mfu is None else f"{row.mfu:.1%}"
-            mode = "compiled" if row.compiled else "eager"
-            numbers = f"{row.images_per_s:.1f}", mfu, f"{row.peak_memory_gib:.1f}"
-            table.add_row(name, f"{cost.params_m:.1f}", f"{cost.gmacs:.1f}", row.task, mode, *numbers)
-    return table
-
-
 def main(
     json: Path | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     size: int = 32,
     batch: int | None = None,
-    micro_batch: int | None = None,
+    batches: tuple[int, ...] | None = None,
+    modes: tuple[Mode, ...] | None = None,
     rounds: int = 9,
     training_rounds: int | None = None,
     threads: int | None = None,
@@ -200,8 +188,9 @@ def main(
         json: file for the record; none is written if not given.
         device: where to measure.
         size: height and width of the latent.
-        batch: images a pass on the CPU (default 1), a step on a GPU (default 256).
-        micro_batch: images a pass on a GPU (default 64).
+        batch: images a pass on the CPU (default 1).
+        batches: images a step on a GPU, one after the other (default 256); what does not fit is told to be so.
+        modes: how steps run on a GPU, one after the other (default compiled, graphed, eager).
         rounds: timed predictions of each network.
         training_rounds: timed training steps of each network (default none on the CPU, as many as rounds on a GPU).
         networks: which of them, ``snapgen`` among them on the CPU.
@@ -213,17 +202,17 @@ def main(
     check_networks(networks, compared=device == "cpu")
     subjects = {name: SUBJECTS[name] for name in networks}
     if device == "cpu":
-        if micro_batch is not None:
-            raise ValueError(f"micro_batch is {micro_batch}, but a pass on the CPU takes the whole batch; leave it out")
+        refuse(device, batches=batches, modes=modes)
         torch.set_num_threads(threads or 1)
         report = run_cpu(subjects, batch or 1, size, rounds, training_rounds or 0)
         _write(report, json)
         table = cpu_table(report)
     else:
-        if threads is not None:
-            raise ValueError(f"threads is {threads}, but a GPU is measured; leave it out")
-        measured = run_cuda(subjects, batch or 256, micro_batch or 64, size, rounds, training_rounds or rounds)
-        for known in measured:
+        refuse(device, batch=batch, threads=threads)
+        batches, modes = (256,) if batches is None else batches, get_args(Mode) if modes is None else modes
+        training_rounds = rounds if training_rounds is None else training_rounds
+        check_sweep(batches, modes, min(rounds, training_rounds))
+        for known in run_cuda(subjects, batches, modes, size, rounds, training_rounds):
             _write(known, json)
         table = cuda_table(known)
     Console(width=120).print(table)

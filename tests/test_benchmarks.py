@@ -8,7 +8,6 @@ import torch
 from rich.console import Console
 
 from benchmarks import decoder, emoji_rope, growth, latents, sampling
-from benchmarks.cuda import throughput
 from benchmarks.dreamlite import DreamLite
 from benchmarks.kernels import kind_of, summed
 from benchmarks.networks import SUBJECTS, Subject, feed, forward_backward, materialise
@@ -124,13 +123,15 @@ def test_the_environment_names_the_command_without_the_machines_paths(monkeypatc
 
 
 def test_options_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="leave it out"):
-        main(json=tmp_path / "record.json", micro_batch=4)
-    with pytest.raises(ValueError, match="leave it out"):
-        main(json=tmp_path / "record.json", device="cuda", threads=2)
+    record = tmp_path / "record.json"
+    with pytest.raises(ValueError, match="batches is \\(4,\\), for which there is no use on cpu; leave it out"):
+        main(json=record, batches=(4,))
+    with pytest.raises(ValueError, match="threads is 2, for which there is no use on cuda; leave it out"):
+        main(json=record, device="cuda", threads=2)
+    for empty in ({"batches": (0,)}, {"batches": ()}, {"modes": ()}, {"training_rounds": 0}):
+        with pytest.raises(ValueError, match="give at least one batch and one mode, and numbers from 1 on"):
+            main(json=record, device="cuda", **empty)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="not a multiple"):
-        throughput(Subject(tiny_dit, 1), "forward", compiled=False, batch=6, micro_batch=4, size=8, steps=1)
 
 
 def test_samples_are_timed_by_size_and_steps() -> None:

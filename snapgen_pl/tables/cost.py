@@ -1,8 +1,9 @@
 """What the table's number takes: images a second times a schedule."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from snapgen_pl.experiments import experiments_dir
 from snapgen_pl.models.count import TRAINING_FLOPS_A_MAC, Cost
@@ -96,6 +97,13 @@ def _measured(records: Path) -> list[tuple[str, str, str, float]]:
     if (file := records / "unet_cuda.json").exists():
         record = json.loads(file.read_text(encoding="utf-8"))
         for key, model in models.items():
-            steps = [row for row in record["rows"].get(key, []) if row["task"] == "training" and row["compiled"]]
-            found += [(model, record["environment"]["accelerator"], "measured", row["images_per_s"]) for row in steps]
+            speeds = [row["images_per_s"] for row in record["rows"].get(key, []) if _as_trained(row)]
+            if speeds:
+                found.append((model, record["environment"]["accelerator"], "measured", max(speeds)))
     return found
+
+
+def _as_trained(row: Mapping[str, Any]) -> bool:
+    """Whether a measurement is of a step as ``fit`` takes it, and fitted into memory."""
+    graphed = row.get("graphed", False)  # older records know no graphs
+    return row["task"] == "training" and row["compiled"] and not graphed and row["images_per_s"] is not None

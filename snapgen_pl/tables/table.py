@@ -14,6 +14,7 @@ from snapgen_pl.tables.latency import latency_table
 from snapgen_pl.tables.layout import Format, Table
 from snapgen_pl.tables.steps import steps_table
 from snapgen_pl.tables.t2i import t2i_table
+from snapgen_pl.tables.training import training_table
 
 Name: TypeAlias = Literal[
     "imagenet256",
@@ -26,6 +27,7 @@ Name: TypeAlias = Literal[
     "decoder_small",
     "cost",
     "latency",
+    "training",
 ]
 
 _TABLES: dict[Name, Callable[[Path | None], Table]] = {
@@ -39,6 +41,7 @@ _TABLES: dict[Name, Callable[[Path | None], Table]] = {
     "decoder_small": decoder_small_table,
     "cost": cost_table,
     "latency": latency_table,
+    "training": training_table,
 }
 
 
@@ -54,10 +57,10 @@ def table(
             text-to-image at 1024 px, ``emoji`` the first two in small as measured here, ``distillation`` students of
             one teacher in small, ``steps`` generators of few steps made of one of them, ``decoder`` the way from SD3's
             decoder to SnapGen's, ``decoder_small`` the same in small, ``cost`` what the large ones take, ``latency`` an
-            estimate of what a phone takes.
+            estimate of what a phone takes, ``training`` steps of every stage as timed here.
         format: Markdown, JSON or CSV.
         reports: the folder of measurements to show, ``<row>.json`` each, of ``t2i`` ``<row>-<column>.json``; by
-            default the published experiments' own. ``latency`` has none.
+            default the published experiments' own. ``latency`` has none, ``training`` one record.
 
     Raises:
         ValueError: for measurements that cannot be read, do not compare, or have no place in the table.

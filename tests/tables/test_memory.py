@@ -160,7 +160,7 @@ def test_encoders_are_held_where_their_states_are_not_stored() -> None:
 
 
 def test_it_says_what_a_gpu_was_measured_to_hold(tmp_path: Path) -> None:
-    """The configuration of benchmarks.step_distill, whose gradients are gone before its activations are all there."""
+    """snapgen_t2i of benchmarks.training, without an average, whose gradients come as its activations go."""
     measured = json.loads((experiments_dir() / "results" / "step_distill_cuda.json").read_text())["turns"]["generator"]
     distill = [experiments_dir() / "t2i" / "kd_output.yaml", experiments_dir() / "step" / "four_step.yaml"]
     states = dict.fromkeys(("clip_l", "clip_g", "gemma", "t5"), "stored")
@@ -190,7 +190,7 @@ def test_autograd_keeps_what_a_gpu_was_measured_to_hold(name: str) -> None:
     """Training steps of benchmarks.unet: weights, two moments, bf16 copies, activations; gradients come as these go."""
     record = json.loads((experiments_dir() / "results" / "unet_cuda.json").read_text())
     (measured,) = [row for row in record["rows"][name] if row["task"] == "training" and not row["compiled"]]
-    batch, subject = measured["micro_batch"], SUBJECTS[name]
+    batch, subject = measured["batch"], SUBJECTS[name]
     with torch.device("meta"):
         network = subject.build(record["size"])
         x_BCHW = torch.empty(batch, network.in_channels, record["size"], record["size"])

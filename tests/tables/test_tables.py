@@ -228,6 +228,47 @@ def test_the_cost_is_the_schedule_over_the_speed_and_says_what_was_measured(tmp_
     assert assumed["SnapGen", "H100"] == pytest.approx(0.35 * 989e12 / (6 * 37.92e9), rel=1e-3)
 
 
+def test_the_cost_takes_the_fastest_batch_that_was_trained_as_fit_trains(tmp_path: Path) -> None:
+    rows = [
+        {"task": "training", "compiled": True, "images_per_s": 300.0},  # as older records have it
+        {"task": "training", "compiled": True, "graphed": False, "images_per_s": 400.0},
+        {"task": "training", "compiled": True, "graphed": False, "images_per_s": None},
+        {"task": "training", "compiled": True, "graphed": True, "images_per_s": 900.0},
+        {"task": "training", "compiled": False, "graphed": False, "images_per_s": 800.0},
+        {"task": "forward", "compiled": True, "graphed": False, "images_per_s": 2000.0},
+    ]
+    record = {"environment": {"accelerator": "a card"}, "rows": {"snapgen": rows, "dit_xl_2": rows[2:]}}
+    (tmp_path / "unet_cuda.json").write_text(json.dumps(record))
+    measured = [row for row in json.loads(table("cost", "json", tmp_path)) if row["basis"] == "measured"]
+    assert {(row["model"], row["device"], row["images_per_s"]) for row in measured} == {("SnapGen", "a card", 400.0)}
+
+
+def test_steps_of_all_stages_are_shown_with_the_share_that_is_the_students(tmp_path: Path) -> None:
+    def step(student: float, **others: float) -> dict[str, object]:
+        parts = {part: {"cpu_min_s": seconds} for part, seconds in {"student": student, **others}.items()}
+        return {"step": {"cpu_min_s": student + sum(others.values()), "rounds": 2}, "parts": parts}
+
+    record = {
+        "batch": 1,
+        "size": 32,
+        "environment": {"processor": "a core", "date": "2026-11-27T00:00:00+00:00"},
+        "costs": {"teacher": {"params": 388_000_000, "macs": 73_000_000_000}},
+        "stages": {
+            "pretraining": {"snapgen": step(3.0, optimizer=1.0), "dit_xl_2": step(9.0, optimizer=1.0)},
+            "discriminator": {"snapgen": step(1.0, teacher=3.0), "dit_xl_2": step(3.0, teacher=3.0)},
+        },
+    }
+    (tmp_path / "training_cpu.json").write_text(json.dumps(record))
+    shown = table("training", "md", tmp_path)
+    assert "| student | pretraining | discriminator's turn |" in shown
+    assert "| DiT-XL/2 | 10.00 / 2.50 / 90 | 6.00 / 1.50 / 50 |" in shown
+    assert "2 interleaved rounds on one core (a core, 2026-11-27)" in shown
+    rows = json.loads(table("training", "json", tmp_path))
+    assert [row["teacher_share"] for row in rows] == [0, 0, 75, 50]
+    with pytest.raises(ValueError, match=r"make one: python -m benchmarks\.training --json"):
+        table("training", "md", tmp_path / "nothing")
+
+
 def test_step_times_are_ratios_of_one_run(tmp_path: Path) -> None:
     folder = tmp_path / "emoji_table"
     small(folder, "8_reference", [5.0])
