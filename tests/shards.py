@@ -10,6 +10,7 @@ from pathlib import Path
 
 import webdataset
 
+from snapgen_pl.data.buckets import Size
 from snapgen_pl.data.emoji import Emoji, EmojiSet
 
 
@@ -20,25 +21,35 @@ def emoji() -> EmojiSet:
     return images
 
 
-def encoded(index: int, extension: str = "png", side: int = 64) -> bytes:
+def encoded(index: int, extension: str = "png", side: int = 64, height: int | None = None) -> bytes:
     file = io.BytesIO()
     format_name = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[extension]
-    emoji().load(index).resize((side, side)).save(file, format_name)
+    emoji().load(index).resize((side, side if height is None else height)).save(file, format_name)
     return file.getvalue()
 
 
-def sample(index: int, extension: str = "png", side: int = 64) -> dict[str, bytes | str]:
-    return {"__key__": f"{index:06d}", extension: encoded(index, extension, side), "txt": emoji().caption(index)}
+def sample(index: int, extension: str = "png", side: int = 64, height: int | None = None) -> dict[str, bytes | str]:
+    content = encoded(index, extension, side, height)
+    return {"__key__": f"{index:06d}", extension: content, "txt": emoji().caption(index)}
 
 
-def write_shards(folder: Path, sizes: Mapping[str, int] | list[int], first: int = 0, side: int = 64) -> list[str]:
-    """One shard a size, of the images from ``first`` on; returns their names."""
+def shape(index: int) -> Size:
+    """Of the three of :mod:`tests.bucket_run`: of ten images in a row six are square, three tall and one wide."""
+    height, width = [(20, 18), (50, 16), (10, 30)][[0, 1, 0, 0, 2, 0, 1, 0, 1, 0][index % 10]]
+    return Size(height, width)
+
+
+def write_shards(
+    folder: Path, sizes: Mapping[str, int] | list[int], first: int = 0, side: int = 64, shaped: bool = False
+) -> list[str]:
+    """One shard a size, of the images from ``first`` on, squares or of many shapes; returns their names."""
     folder.mkdir(parents=True, exist_ok=True)
     named = sizes if isinstance(sizes, Mapping) else {f"{number:03d}.tar": size for number, size in enumerate(sizes)}
     for name, size in named.items():
         with webdataset.TarWriter(str(folder / name)) as writer:
             for index in range(first, first + size):
-                writer.write(sample(index, side=side))
+                height, width = shape(index) if shaped else (side, side)
+                writer.write(sample(index, side=width, height=height))
         first += size
     return [str(folder / name) for name in named]
 

@@ -47,6 +47,22 @@ def test_stopping_and_resuming_changes_nothing_for_the_real_first_stage(tmp_path
     assert tiny_run.differing(resumed, straight) == []
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (4, 1)])
+def test_a_run_that_goes_on_with_another_accumulation_takes_the_same_steps(
+    tmp_path: Path, before: int, after: int
+) -> None:
+    images = pretrain_run.draw_images(tmp_path / "images")
+    straight = pretrain_run.train(images, tmp_path / "straight", 6, accumulate=after)
+    pretrain_run.train(images, tmp_path / "parts", 3, accumulate=before)
+    resumed = pretrain_run.train(images, tmp_path / "parts", 6, resume=True, accumulate=after)
+    assert resumed["images_seen"] == straight["images_seen"] == 6 * pretrain_run.BATCH
+    loops = [saved["loops"]["fit_loop"] for saved in (resumed, straight)]
+    assert loops[0]["state_dict"] == loops[1]["state_dict"]
+    assert loops[0]["epoch_loop.batch_progress"] == loops[1]["epoch_loop.batch_progress"]
+    weights = [saved["state_dict"] for saved in (resumed, straight)]
+    assert max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0]) < 1e-6
+
+
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_stopping_and_resuming_changes_nothing_with_buckets(tmp_path: Path, workers: int) -> None:
     images = bucket_run.draw_images(tmp_path / "images")

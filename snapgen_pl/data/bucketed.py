@@ -36,8 +36,7 @@ def joined(bucket_N: Tensor, least: int, buckets: Buckets) -> Tensor:
             return bucket_N
         smallest = int(present[count.argmin()])
         others = [index for index in present.tolist() if index != smallest]
-        shape = buckets.sizes[smallest].log_ratio
-        bucket_N[bucket_N == smallest] = min(others, key=lambda index: abs(buckets.sizes[index].log_ratio - shape))
+        bucket_N[bucket_N == smallest] = buckets.neighbour(smallest, others)
 
 
 def members(bucket_N: Tensor) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """Aspect-ratio buckets: sizes of one area, of which each image takes the one nearest to its shape."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -76,6 +77,11 @@ class Buckets:
     def index(self, size: Size) -> int:
         """The place in ``sizes`` of the one that an image takes."""
         return min(range(len(self.sizes)), key=lambda index: abs(self.sizes[index].log_ratio - size.log_ratio))
+
+    def neighbour(self, index: int, others: Iterable[int]) -> int:
+        """Of other places in ``sizes``, that of the nearest shape; of two as near the first."""
+        shape = self.sizes[index].log_ratio
+        return min(others, key=lambda other: abs(self.sizes[other].log_ratio - shape))
 
     def _partner(self, side: int) -> int:
         exact = self.image_size**2 / side / self.step

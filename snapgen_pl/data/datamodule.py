@@ -281,7 +281,7 @@ class ImageData(L.LightningDataModule):
             sizes.update(image_sizes(self.source, folder))
             return []
 
-        if self.trainer is None:
+        if self.trainer is None or self.source.streamed:  # what a stream shows is in memory
             read(None)
         else:
             make_ready(self.trainer, read)
@@ -382,10 +382,14 @@ class ImageData(L.LightningDataModule):
                 f"batch_size is {self.batch_size}, but there are only {len(self.source.train)} training images; "
                 "set data.batch_size to at most that"
             )
-        if self.buckets is not None and self.buckets.group % self.micro_batch:
+        if self.buckets is not None:
+            self._check_group(self.buckets.group)
+
+    def _check_group(self, group: int) -> None:
+        if group % self.micro_batch:
             raise ValueError(
-                f"data.buckets.group is {self.buckets.group}, but a process takes {self.micro_batch} images at "
-                f"once, all of one size; set data.buckets.group to a multiple of {self.micro_batch}"
+                f"data.buckets.group is {group}, but a process takes {self.micro_batch} images at once, all of one "
+                f"size; set data.buckets.group to a multiple of {self.micro_batch}"
             )
 
     def _check_latents(self) -> None:

@@ -64,12 +64,9 @@ class StoredSet(ABC):
         """
         try:
             with Image.open(self.encoded(index)) as image:
-                # PNG's own getexif() would decode the image, to look for what may stand behind it.
-                orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-                width, height = image.size
+                return upright_size(image)
         except Exception as error:  # as in load
             raise self._damaged(index, error) from error
-        return Size(width, height) if orientation in _ON_ITS_SIDE else Size(height, width)
 
     def check(self) -> None:
         """Opens every image and checks what its format lets one check without decoding it.
@@ -107,6 +104,14 @@ def readable_extensions() -> frozenset[str]:
     return frozenset(
         extension for extension, format_name in Image.registered_extensions().items() if format_name in Image.OPEN
     )
+
+
+def upright_size(image: Image.Image) -> Size:
+    """The size of what :func:`to_rgb` makes of an image, without decoding it."""
+    # PNG's own getexif() would decode the image, to look for what may stand behind it.
+    orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    width, height = image.size
+    return Size(width, height) if orientation in _ON_ITS_SIDE else Size(height, width)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

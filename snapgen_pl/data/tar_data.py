@@ -8,29 +8,40 @@ from pathlib import Path
 from torch import Tensor
 
 from snapgen_pl.conditioning.condition import Texts
+from snapgen_pl.data.assembler import Assembly
 from snapgen_pl.data.at_least import check_at_least
+from snapgen_pl.data.buckets import Buckets
 from snapgen_pl.data.captioned_folder import CLASSES
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.faults import Fault, Skipped
 from snapgen_pl.data.loader import image_batch
 from snapgen_pl.data.source import ImageBatch, ImageSource, OpenSource
 from snapgen_pl.data.stored_set import StoredSet
-from snapgen_pl.data.tar_loader import Share, TarLoader
+from snapgen_pl.data.tar_loader import TarLoader
+from snapgen_pl.data.tar_parts import Share
 from snapgen_pl.data.tar_samples import Packed, read_shard
 from snapgen_pl.data.tar_shards import identity, is_remote, list_shards
 from snapgen_pl.data.tar_stream import TarStream
 from snapgen_pl.data.unpacker import Unpacker
 from snapgen_pl.digest import values_digest
 
+_PATIENCE = 4096
+
 
 class TarData(ImageData):
-    """Square images with captions from shards: tars of ``key.jpg`` (or png, webp) beside ``key.txt`` (or json).
+    """Images with captions from shards: tars of ``key.jpg`` (or png, webp) beside ``key.txt`` (or json).
 
     Needs the extra ``tars``. Training is one endless epoch that reads every shard once an epoch, resumes exactly, also
     with another number of processes, workers or accumulated batches, and holds no more than ``2 * shuffle`` encoded
     images a reader (see :mod:`~snapgen_pl.data.tar_stream`). A resumed run reopens each reader's shard, passes over
     what came before by its headers (over the web, by its bytes too), and reads at most two blocks again. Validation
     images, and some of the training images for whoever looks at those by place, are kept in memory.
+
+    With ``buckets`` each reader makes groups of its own images (see :class:`~snapgen_pl.data.assembler.Assembler`), and
+    holds encoded images of fewer than a group in each bucket besides. Those wait across the ends of epochs, so over e
+    epochs each image comes e times but for what waits; a resumed run reads them again. What one process takes at once
+    must divide ``buckets.group``, and the group what one process takes in an optimizer step, on however many processes
+    the run goes on.
 
     What cannot be used (a shard that does not open, or ends in the middle; a sample without image or caption, that
     occurs twice or does not decode; a link, or a name that leads out of its shard) is skipped, named, and counted over
@@ -56,9 +67,13 @@ class TarData(ImageData):
             samples, or to measure these against.
         seed: seeds the order of images, the flips and the requests; in [0, 2^48).
         samples: number of samples that prediction asks for.
+        buckets: sizes that images are cut to by their shapes, for training and validation; squares by default. A batch
+            holds images of one size.
+        patience: with buckets, so many images a reader reads at most while one waits for others of its shape; then all
+            in its bucket join the bucket nearest in shape that holds any, and wait anew. 4,096 if not given.
 
     Raises:
-        ValueError: for values out of range.
+        ValueError: for values out of range, and for ``patience`` without buckets.
     """
 
     def __init__(
@@ -78,10 +93,15 @@ class TarData(ImageData):
         references: int = 1000,
         seed: int = 0,
         samples: int = 64,
+        buckets: Buckets | None = None,
+        patience: int | None = None,
     ) -> None:
         check_at_least(1, readers=readers, shuffle=shuffle, min_size=min_size)
         check_at_least(1, validation_images=validation_images, references=references)
         check_at_least(0, skip_limit=skip_limit)
+        if buckets is None and patience is not None:
+            raise ValueError(f"patience is {patience}, but squares wait for nothing; leave it out, or set data.buckets")
+        self.assembly = None if buckets is None else Assembly(buckets, _PATIENCE if patience is None else patience)
         self.unpacker = Unpacker(image_size, min_size)
         source = FirstOfShards(
             [shards] if isinstance(shards, str) else shards,
@@ -91,7 +111,9 @@ class TarData(ImageData):
             self.unpacker,
             self._skipped,
         )
-        super().__init__(source, image_size, batch_size, flip, workers, "caption", seed=seed, samples=samples)
+        super().__init__(
+            source, image_size, batch_size, flip, workers, "caption", seed=seed, samples=samples, buckets=buckets
+        )
         self.first, self.caption_key = source, caption_key
         self.readers, self.shuffle, self.skip_limit = readers, shuffle, skip_limit
 
@@ -99,7 +121,7 @@ class TarData(ImageData):
         """The endless stream, this process's part."""
         stream = TarStream(self.first.shards, self.caption_key, self.readers, self.shuffle, self.seed)
         share = Share(self.micro_batch, self._rank, self._world_size)
-        return TarLoader(stream, self.unpacker, self.flip_seed, share, self.workers, self._skipped())
+        return TarLoader(stream, self.unpacker, self.flip_seed, share, self.workers, self._skipped(), self.assembly)
 
     def training_images(self, batch_size: int) -> Iterator[ImageBatch]:
         """Every training image of use once, shard by shard, cropped but not flipped; positions count them."""
@@ -124,6 +146,15 @@ class TarData(ImageData):
                 f"data.readers is {self.readers}, but there are only {len(self.first.shards)} shards; set it to at "
                 "most that, or pack more shards"
             )
+        if self.buckets is not None:
+            self._check_group(self.buckets.group)
+            part = self.batch_size // self._world_size
+            if part % self.buckets.group:
+                raise ValueError(
+                    f"data.buckets.group is {self.buckets.group}, but a process's part of a step has {part} images, "
+                    "made of whole groups of tars; set data.buckets.group to what divides it, and is a multiple of "
+                    f"{self.micro_batch}"
+                )
 
     def _skipped(self) -> Skipped:
         if self.trainer is None:

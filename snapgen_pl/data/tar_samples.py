@@ -1,7 +1,8 @@
 """The captioned images of one shard, in order, and what is wrong with it."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Container, Iterable, Iterator
 from itertools import groupby
 from tarfile import TarInfo
 from typing import NamedTuple, TypeAlias
@@ -13,6 +14,7 @@ from snapgen_pl.data.tars import Tar, headers
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 _META = re.compile(r"__[^/]*__($|/)")  # of webdataset's own
+_EVERY = range(sys.maxsize)
 _LARGEST = 1 << 28  # bytes of a member: no image on the web is larger, but a header may say so
 
 
@@ -35,8 +37,8 @@ class Packed(NamedTuple):
 PackedOrFault: TypeAlias = Packed | Fault
 
 
-def read_shard(shard: str, caption_key: str | None, first: int = 0) -> Iterator[PackedOrFault]:
-    """The samples of a shard; at least one, of which each is whole or at fault. Nothing is written anywhere.
+def read_shard(shard: str, caption_key: str | None, wanted: Container[int] = _EVERY) -> Iterator[PackedOrFault]:
+    """The samples of a shard, each whole or at fault; a shard without any is at fault itself. Nothing is written.
 
     A sample is what members side by side have in common before the first dot of their names, as webdataset has it:
     ``key.jpg`` (or ``.jpeg``, ``.png``, ``.webp``) and ``key.txt`` (or ``.json``). Other members of it are left out;
@@ -45,16 +47,13 @@ def read_shard(shard: str, caption_key: str | None, first: int = 0) -> Iterator[
     Args:
         shard: its name.
         caption_key: which entry of ``.json`` members is the caption; None where captions are ``.txt`` members.
-        first: samples to pass over; of them, headers alone are read.
+        wanted: numbers of samples, from 0; of others, headers alone are read.
     """
-    for index, sample in enumerate(_samples(shard, caption_key, first)):
-        if index >= first:
-            assert sample is not None
-            yield sample
+    return (sample for sample in _samples(shard, caption_key, wanted) if sample is not None)
 
 
-def _samples(shard: str, caption_key: str | None, first: int) -> Iterator[PackedOrFault | None]:
-    """With None for samples before ``first``."""
+def _samples(shard: str, caption_key: str | None, wanted: Container[int]) -> Iterator[PackedOrFault | None]:
+    """With None for samples that are not wanted."""
     index = -1
     seen: set[str] = set()
     split: Callable[[str], tuple[str | None, str | None]] = webdataset().tariterators.base_plus_ext
@@ -66,7 +65,7 @@ def _samples(shard: str, caption_key: str | None, first: int) -> Iterator[Packed
     try:
         with open_shard(shard) as tar:
             for index, (key, members) in enumerate(groupby(_members(tar), key_of)):
-                if index < first:
+                if index not in wanted:
                     yield None
                 elif key in seen:
                     yield Fault(shard, key, "occurs twice in its shard, in different places")

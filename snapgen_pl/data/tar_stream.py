@@ -7,14 +7,17 @@ of the sample), what is at fault or too small left out. Position p of the stream
 reader p % readers: the same one on any number of processes and workers, each of which has readers of its own.
 """
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, groupby, islice
+from itertools import count, groupby, islice, zip_longest
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
 
 from snapgen_pl import rng
+from snapgen_pl.data.faults import Fault
 from snapgen_pl.data.loader import EndlessOrder
 from snapgen_pl.data.tar_samples import PackedOrFault, read_shard
 
@@ -33,7 +36,15 @@ class Cursor(NamedTuple):
     taken: int
 
 
-class _Placed(NamedTuple):
+class Placed(NamedTuple):
+    """A sample and where it lies.
+
+    Attributes:
+        shard: place, in the endless order, of its shard.
+        number: its own in that shard, from 0.
+        sample: whole, or at fault.
+    """
+
     shard: int
     number: int
     sample: PackedOrFault
@@ -61,29 +72,42 @@ class TarStream:
         """Where the readers begin."""
         return [Cursor(reader, 0, 0) for reader in range(self.readers)]
 
-    def read(self, cursor: Cursor) -> Iterator[tuple[Cursor, PackedOrFault]]:
+    def read(self, cursor: Cursor) -> Iterator[tuple[Cursor, Placed]]:
         """A reader's samples from a cursor on, each with the cursor behind it; endless."""
         taken = cursor.taken
         for _, epoch in groupby(self._in_order(cursor), lambda placed: placed.shard // len(self.shards)):
             block = list(islice(epoch, self.shuffle))
             while block:
-                ahead: list[_Placed] = []
+                ahead: list[Placed] = []
                 for given, placed in enumerate(self._shuffled(block), 1):
                     # The next block, bit by bit: no batch has to wait for all of it.
                     ahead += islice(epoch, 1)  # noqa: B031  (the one iterator, read on)
                     if given > taken:
-                        yield Cursor(block[0].shard, block[0].number, given), placed.sample
+                        yield Cursor(block[0].shard, block[0].number, given), placed
                 block, taken = ahead, 0
 
-    def _in_order(self, cursor: Cursor) -> Iterator[_Placed]:
+    def again(self, places: Iterable[tuple[int, int]]) -> Iterator[Placed]:
+        """Samples that were read before, by shard and number; what is no longer there is at fault.
+
+        Args:
+            places: (shard, number) of each, as in :class:`Placed`.
+        """
+        order = EndlessOrder(len(self.shards), self.seed)
+        for shard, some in groupby(sorted(places), itemgetter(0)):
+            name, numbers = self.shards[order[shard]], [number for _, number in some]
+            found = islice(read_shard(name, self.caption_key, frozenset(numbers)), len(numbers))
+            for number, sample in zip_longest(numbers, found):
+                yield Placed(shard, number, sample or Fault(name, "", f"no longer holds its sample {number}"))
+
+    def _in_order(self, cursor: Cursor) -> Iterator[Placed]:
         order, first = EndlessOrder(len(self.shards), self.seed), cursor.sample
         for shard in count(cursor.shard, self.readers):
-            samples = read_shard(self.shards[order[shard]], self.caption_key, first)
+            samples = read_shard(self.shards[order[shard]], self.caption_key, range(first, sys.maxsize))
             for number, sample in enumerate(samples, first):
-                yield _Placed(shard, number, sample)
+                yield Placed(shard, number, sample)
             first = 0
 
-    def _shuffled(self, block: Sequence[_Placed]) -> list[_Placed]:
+    def _shuffled(self, block: Sequence[Placed]) -> list[Placed]:
         place_B = torch.tensor([(placed.shard << 32) + placed.number for placed in block])
         lots_B = rng.uniform(self.seed, rng.Stream.SHUFFLE, place_B)
         return [block[i] for i in lots_B.argsort(stable=True).tolist()]

@@ -66,6 +66,8 @@ class Training(L.LightningModule):
         """After a checkpoint was loaded."""
         for optimizer in self.trainer.optimizers:
             match_layouts(optimizer)
+        if self.automatic_optimization:
+            recount_batches(self.trainer)
 
     def schedule(self, optimizer: Optimizer) -> LambdaLR:
         """The learning rate by the images seen, to be stepped after each step of the optimizer."""
@@ -102,6 +104,19 @@ class Training(L.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         self.log("train/gradient_norm", clip_gradients(optimizer, gradient_clip_val))
+
+
+def recount_batches(trainer: L.Trainer) -> None:
+    """Counts the batches before a checkpoint as if they had been accumulated as they are now.
+
+    Lightning takes a step where their count divides by ``accumulate_grad_batches``: of batches that were counted with
+    another, the first step would have too few.
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    missing = trainer.global_step * trainer.accumulate_grad_batches - progress.total.ready
+    for counts in (progress.current, progress.total):
+        for name, batches in vars(counts).items():
+            setattr(counts, name, batches + missing)
 
 
 def clip_gradients(optimizer: Optimizer, max_norm: float) -> Tensor:

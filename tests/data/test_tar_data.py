@@ -1,9 +1,11 @@
 """Training from tars: what the data module offers, and whole runs, stopped and resumed."""
 
+import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,21 @@ from snapgen_pl.autoencoders.patch_pca import PatchPCA
 from snapgen_pl.checkpoints import LAST, newest
 from snapgen_pl.conditioning.condition import texts
 from snapgen_pl.conditioning.joined_texts import JoinedTexts
+from snapgen_pl.data.buckets import Buckets, Size
 from snapgen_pl.data.loader import Sample
 from snapgen_pl.data.requests import Request
+from snapgen_pl.data.source import ImageBatch
 from snapgen_pl.data.tar_data import TarData
 from snapgen_pl.models.unet import Block, Stage, UNet
 from snapgen_pl.modules.pretrain import Pretrain
-from tests import tiny_run
+from tests import bucket_run, tiny_run
 from tests.conditioning import tiny_clip
-from tests.shards import emoji, served, write_shards
+from tests.shards import emoji, served, shape, write_shards
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SIZES, VALIDATION = [7, 5, 6, 6], 6
 SIDE, BATCH = 16, 8
+BUCKETS = dataclasses.replace(bucket_run.BUCKETS, group=4)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +42,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tars")
     write_shards(folder / "train", SIZES)
     write_shards(folder / "validation", [VALIDATION], first=sum(SIZES))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shaped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As above, of images of three shapes."""
+    folder = tmp_path_factory.mktemp("shaped")
+    write_shards(folder / "train", SIZES, shaped=True)
+    write_shards(folder / "validation", [VALIDATION], first=sum(SIZES), shaped=True)
     return folder
 
 
@@ -118,6 +132,33 @@ def test_settings_that_do_not_fit_the_shards_are_refused(folder: Path, options: 
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 6}, r"group is 4, but a process takes 6 images at once, .* to a multiple of 6"),
+        ({"batch_size": 2}, r"group is 4, but a process's part of a step has 2 images, .* is a multiple of 2"),
+        ({"image_size": 32}, r"image_size is 32, data\.buckets\.image_size 16; set them to the same size"),
+        ({"patience": 3}, r"patience is 3, but 4 images make a group"),
+        ({"patience": 9, "buckets": None}, r"patience is 9, but squares wait for nothing; leave it out"),
+    ],
+)
+def test_buckets_that_do_not_fit_are_refused(shaped: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        data(shaped, **({"batch_size": 4, "buckets": BUCKETS} | options)).setup("fit")
+
+
+def test_validation_goes_through_the_buckets_and_what_samples_are_compared_with_are_squares(shaped: Path) -> None:
+    module = data(shaped, buckets=BUCKETS, batch_size=4)
+    module.setup("fit")
+    found = {}
+    for batch in module.val_dataloader():
+        assert isinstance(batch, ImageBatch)
+        found.update(dict.fromkeys(batch.position_B.tolist(), Size(*batch.image_BCHW.shape[2:])))
+    own = [shape(index) for index in range(sum(SIZES), sum(SIZES) + VALIDATION)]
+    assert [found[index] for index in range(VALIDATION)] == [BUCKETS.nearest(size) for size in own]
+    assert {batch.image_BCHW.shape[2:] for batch in module.training_images(10)} == {(SIDE, SIDE)}
+
+
+@pytest.mark.parametrize(
     ("option", "value"),
     [("readers", 0), ("shuffle", 0), ("skip_limit", -1), ("validation_images", 0), ("references", 0), ("min_size", 0)],
 )
@@ -166,12 +207,19 @@ def pretrain(encoder: Path) -> Pretrain:
 
 
 def train(
-    shards: Path, encoder: Path, folder: Path, steps: int, resume: bool = False, workers: int = 0, **options: Any
+    shards: Path,
+    encoder: Path,
+    folder: Path,
+    steps: int,
+    resume: bool = False,
+    workers: int = 0,
+    buckets: Buckets | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Trains (further) and returns the last checkpoint."""
     L.seed_everything(123 if resume else 0, verbose=False)
     trainer = tiny_run.trainer_for(folder, steps, **options)
-    module = data(shards, workers=workers, skip_limit=100)
+    module = data(shards, workers=workers, skip_limit=100, buckets=buckets)
     trainer.fit(pretrain(encoder), datamodule=module, ckpt_path=newest(folder) if resume else None)
     return tiny_run.load(folder / LAST)
 
@@ -194,8 +242,24 @@ def test_stopping_and_resuming_changes_nothing(
     assert {Path(line["shard"]).name for line in lines} == {"001.tar", "002.tar"}
 
 
-@pytest.fixture
-def stream(folder: Path, tmp_path: Path) -> Iterator[str]:
+@pytest.mark.parametrize(("workers", "accumulate"), [(1, 2), pytest.param(2, 4, marks=pytest.mark.slow)])
+def test_stopping_and_resuming_changes_nothing_with_buckets(
+    shaped: Path, encoder: Path, tmp_path: Path, workers: int, accumulate: int
+) -> None:
+    """Also on other workers; a batch of 8 is two groups, taken in two or in four."""
+    options = {"buckets": BUCKETS, "accumulate": accumulate, "limit_val_batches": 1.0}
+    straight = train(shaped, encoder, tmp_path / "straight", 7, **options)
+    (stopped,) = train(shaped, encoder, tmp_path / "parts", 4, **options)["loops"]["fit_loop"]["state_dict"][
+        "combined_loader"
+    ]
+    assert sum(map(len, stopped["waiting"])) > 0
+    resumed = train(shaped, encoder, tmp_path / "parts", 7, resume=True, workers=workers, **options)
+    assert straight["images_seen"] == 7 * BATCH
+    assert tiny_run.differing(resumed, straight) == []
+
+
+@contextmanager
+def streamed(folder: Path, runs: Path, **options: Any) -> Iterator[str]:
     """A delta that makes the teacher of the emoji's students small, and its data those of a web server."""
     with served(folder) as server:
         init_args = {
@@ -216,16 +280,49 @@ def stream(folder: Path, tmp_path: Path) -> Iterator[str]:
         }
         trainer = {"max_steps": 2, "val_check_interval": 2, "accelerator": "cpu", "enable_progress_bar": False,
                    "callbacks": [{"class_path": "callbacks.sample_grid.SampleGrid"}]}  # fmt: skip
-        delta = {"name": "tars", "runs": str(tmp_path), "trainer": trainer, "data": {"init_args": init_args},
+        delta = {"name": "tars", "runs": str(runs), "trainer": trainer, "data": {"init_args": init_args | options},
                  "model": {"init_args": model}}  # fmt: skip
-        file = tmp_path / "delta.yaml"
+        file = runs / "delta.yaml"
         file.write_text(yaml.safe_dump(delta), encoding="utf-8")
         yield str(file)
 
 
-def fit(*words: str) -> list[str]:
-    files = [EXPERIMENTS / "emoji" / "t2i" / "teacher.yaml", EXPERIMENTS / "t2i" / "tars.yaml", *words[:1]]
-    return ["fit", *(word for file in files for word in ("--config", str(file))), *words[1:]]
+@pytest.fixture
+def stream(folder: Path, tmp_path: Path) -> Iterator[str]:
+    with streamed(folder, tmp_path) as delta:
+        yield delta
+
+
+@pytest.fixture
+def bucketed(shaped: Path, tmp_path: Path) -> Iterator[str]:
+    buckets = {"image_size": 32, "step": 8, "ratio": 3, "group": 2}
+    with streamed(shaped, tmp_path, min_size=8, buckets=buckets, patience=12) as delta:
+        yield delta
+
+
+def fit(*words: str, deltas: Sequence[str] = ("tars",)) -> list[str]:
+    files = [EXPERIMENTS / "emoji" / "t2i" / "teacher.yaml", *(EXPERIMENTS / "t2i" / f"{name}.yaml" for name in deltas)]
+    return ["fit", *(word for file in [*files, *words[:1]] for word in ("--config", str(file))), *words[1:]]
+
+
+IN_BUCKETS = ("tars", "tars_buckets")
+IN_TWO = ("--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "4")
+
+
+def test_a_run_in_buckets_streams_from_a_web_server_and_continues(bucketed: str, tmp_path: Path) -> None:
+    def state(*words: str) -> dict[str, Any]:
+        assert main(fit(bucketed, *IN_TWO, *words, deltas=IN_BUCKETS)) == 0
+        saved = tiny_run.load(tmp_path / "tars" / LAST)
+        loaded: dict[str, Any] = saved["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
+        return loaded
+
+    first = state()
+    assert (first["position"], first["assembly"]) == (8, (32, 8, 3, 2, 12))
+    second = state("--ckpt_path", "last", "--trainer.max_steps", "4", "--data.workers", "2")
+    assert second["position"] == 16
+    for cursor, came, waiting in zip(second["cursors"], second["came"], second["waiting"], strict=True):
+        assert came - len(waiting) == 8
+        assert cursor != (0, 0, 0)
 
 
 def test_a_captioned_run_streams_from_a_web_server_and_continues(
@@ -247,17 +344,23 @@ def test_a_captioned_run_streams_from_a_web_server_and_continues(
 
 
 @pytest.mark.slow
-def test_two_processes_stream_as_one_and_one_continues_where_they_stopped(stream: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("buckets", [False, True])
+def test_two_processes_stream_as_one_and_one_continues_where_they_stopped(
+    buckets: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    delta, deltas = request.getfixturevalue("bucketed" if buckets else "stream"), IN_BUCKETS if buckets else ("tars",)
+    alone = IN_TWO if buckets else ()
+
     def run(name: str, steps: int, *words: str) -> dict[str, Any]:
-        command = [sys.executable, "-m", "snapgen_pl", *fit(stream, "--name", name, "--trainer.max_steps", str(steps))]
-        command += ["--data.skip_limit", "9", *words]
+        words = "--name", name, "--trainer.max_steps", str(steps), "--data.skip_limit", "9", *words
+        command = [sys.executable, "-m", "snapgen_pl", *fit(delta, *words, deltas=deltas)]
         done = subprocess.run(command, cwd=EXPERIMENTS.parent, capture_output=True, text=True, check=False, timeout=600)
         assert done.returncode == 0, done.stderr
         return tiny_run.load(tmp_path / name / LAST)
 
-    straight = run("straight", 6)
+    straight = run("straight", 6, *alone)
     two = run("parts", 3, "--trainer.devices", "2", "--trainer.strategy", "ddp")
-    one = run("parts", 6, "--ckpt_path", "last", "--data.workers", "0")
+    one = run("parts", 6, "--ckpt_path", "last", "--data.workers", "0", *alone)
     assert two["images_seen"] == 12
     loaders = [saved["loops"]["fit_loop"]["state_dict"]["combined_loader"] for saved in (straight, one)]
     assert loaders[0] == loaders[1]

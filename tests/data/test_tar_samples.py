@@ -3,7 +3,7 @@
 import gzip
 import io
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -68,15 +68,23 @@ def test_captions_may_be_entries_of_json(tmp_path: Path) -> None:
     assert item.caption == "a é"
 
 
-@given(first=st.integers(0, COUNT + 1))
-def test_reading_from_a_sample_on_passes_over_as_many(tmp_path_factory: pytest.TempPathFactory, first: int) -> None:
+@given(wanted=st.frozensets(st.integers(0, COUNT + 1)) | st.builds(range, st.integers(0, COUNT + 1), st.just(100)))
+def test_samples_that_are_not_wanted_are_passed_over(
+    tmp_path_factory: pytest.TempPathFactory, wanted: Collection[int]
+) -> None:
     shard = packed(
         tmp_path_factory.mktemp("a") / "a.tar",
         [*good("a"), ("b.png", IMAGE), *good("c"), ("../d.png", IMAGE), *good("a"), *good("e")],
     )
     everything = list(read_shard(str(shard), None))
     assert [isinstance(item, Fault) for item in everything] == [False, True, False, True, True, False]
-    assert list(read_shard(str(shard), None, first)) == everything[first:]
+    expected = [item for number, item in enumerate(everything) if number in wanted]
+    assert list(read_shard(str(shard), None, wanted)) == expected
+
+
+def test_a_shard_that_is_gone_is_a_fault_whatever_is_wanted_of_it(tmp_path: Path) -> None:
+    (fault,) = read_shard(str(tmp_path / "a.tar"), None, range(3, 9))
+    assert isinstance(fault, Fault)
 
 
 @pytest.mark.parametrize(

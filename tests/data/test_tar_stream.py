@@ -15,7 +15,8 @@ from PIL import Image
 from snapgen_pl.conditioning.condition import texts
 from snapgen_pl.data.faults import Fault, Skipped
 from snapgen_pl.data.source import ImageBatch
-from snapgen_pl.data.tar_loader import Share, StreamState, TarLoader, join
+from snapgen_pl.data.tar_loader import StreamState, TarLoader, join
+from snapgen_pl.data.tar_parts import Share
 from snapgen_pl.data.tar_samples import Packed
 from snapgen_pl.data.tar_stream import TarStream
 from snapgen_pl.data.transforms import centre_crop, random_flip, to_pixels
@@ -62,13 +63,13 @@ def same(left: Sequence[ImageBatch], right: Sequence[ImageBatch]) -> bool:
 
 def keys(of: TarStream, reader: int, count: int) -> list[str]:
     samples = islice(of.read(of.begin()[reader]), count)
-    return [item.key for _, item in samples if isinstance(item, Packed)]
+    return [sample.key for _, (_, _, sample) in samples if isinstance(sample, Packed)]
 
 
 def epochs(of: TarStream, reader: int, count: int) -> list[str]:
     """What a reader gives in its first epochs; no block reaches from one into another."""
     places = takewhile(lambda place: place[0].shard < count * len(of.shards), of.read(of.begin()[reader]))
-    return [item.key for _, item in places if isinstance(item, Packed)]
+    return [sample.key for _, (_, _, sample) in places if isinstance(sample, Packed)]
 
 
 @pytest.mark.parametrize(("readers", "shuffle"), [(1, 1), (1, 100), (2, 4), (4, 4), (6, 100)])
@@ -292,6 +293,17 @@ def test_another_stream_is_not_resumed(shards: tuple[str, ...]) -> None:
         loader(shards).load_state_dict({**state, "shuffle": 5})
     with pytest.raises(ValueError, match="divides among 2 processes, got 3"):
         loader(shards, 2, 0, 2).load_state_dict({**state, "position": 3})
+
+
+def test_a_state_of_an_older_release_is_resumed(shards: tuple[str, ...]) -> None:
+    interrupted = loader(shards)
+    before = some(interrupted, 5)
+    state = interrupted.state_dict()
+    for later in ("assembly", "came", "waiting"):
+        del state[later]  # type: ignore[misc]
+    resumed = loader(shards)
+    resumed.load_state_dict(state)
+    assert same([*before, *some(resumed, 4)], some(loader(shards), 9))
 
 
 def test_a_state_survives_a_checkpoint_of_plain_values(shards: tuple[str, ...], tmp_path: Path) -> None:
