@@ -1,7 +1,10 @@
 """What the README tells users to type works, and the tables it shows are those the code makes."""
 
+import json
 import re
 import shlex
+from functools import reduce
+from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
@@ -9,6 +12,8 @@ import pytest
 
 from benchmarks.readme import filled
 from snapgen_pl.__main__ import FUNCTION_VERBS, TRAINER_VERBS, main
+from snapgen_pl.config_files import load_config
+from snapgen_pl.tables.memory import Strategy, memory, merged
 from snapgen_pl.tables.table import Name, table
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +45,22 @@ def test_every_command_with_a_config_parses(
         main([*(word for word in words if word not in ("--print_config", "--ckpt_path", "last")), "--print_config"])
     assert exit_.value.code in (0, None)
     assert "class_path: snapgen_pl.modules." in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [words for words in OURS if words[0] == "fit" and "--trainer.devices 8" in " ".join(words)], ids=" ".join
+)
+def test_what_it_trains_on_eight_gpus_fits_their_80_gib(words: list[str]) -> None:
+    given = dict(pairwise(words))
+    files = [str(ROOT / file) for flag, file in pairwise(words) if flag == "--config"]
+    images = reduce(merged, map(load_config, map(Path, files)), {})["data"]["init_args"]["batch_size"]
+    each, rest = divmod(images, 8 * int(given.get("--trainer.accumulate_grad_batches", 1)))
+    strategy: Strategy = "ddp" if given["--trainer.strategy"] == "ddp" else "fsdp2"
+    rows = json.loads(memory(files, gpus=8, strategy=strategy, batch=each, format="json"))
+    (held,) = [row["gib_per_gpu"] for row in rows if row["part"] == f"all, at a micro-batch of {each}"]
+    assert rest == 0
+    assert held < 80
 
 
 def test_its_make_targets_exist() -> None:

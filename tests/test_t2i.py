@@ -243,6 +243,7 @@ def test_the_real_student_becomes_a_generator_of_four_steps(distilled: Path, tmp
     inputs = [{"feature": "block.0", "channels": 16}, {"feature": "block.2", "channels": 16}]
     small |= {"init_from": str(distilled), "teacher": {"init_args": resolved["teacher"]["init_args"]}}
     small["discriminator"] = {"init_args": {"inputs": inputs, "summary_dim": sum(tiny_sd3.PROJECTIONS), "width": 16}}
+    small["accumulate"] = 1
     data = yaml.safe_load((distilled / "config.yaml").read_text())["data"]
     callbacks = yaml.safe_load((STEP / "four_step.yaml").read_text())["trainer"]["callbacks+"]
     delta = {"model": {"init_args": small}, "data": data, "trainer": {**SMALL_TRAINER, "callbacks": callbacks}}

@@ -48,18 +48,20 @@ class Skipped:
     """What a run left out.
 
     Args:
-        limit: so many faults are borne, over all processes and sessions.
+        limit: so many faults are borne a pass, over all processes and sessions: each pass meets the same ones again.
         file: gets a line of JSON a fault; None for none.
 
     Attributes:
         before: in earlier sessions, of all processes.
         own: in this session, of this process.
         others: likewise of the other processes, when all of them last told each other.
+        passes: how often all that there is has been read, the pass that is under way included.
     """
 
     def __init__(self, limit: int, file: Path | None) -> None:
         self.limit, self.file = limit, file
         self.before, self.own, self.others = Tally(), Tally(), Tally()
+        self.passes = 1
 
     @property
     def total(self) -> Tally:
@@ -83,10 +85,11 @@ class Skipped:
 
     def check(self, latest: Sequence[Fault] = ()) -> None:
         """Raises ValueError where there are more than the limit, naming the last of the latest."""
-        if self.total.faults > self.limit:
+        if self.total.faults > self.limit * self.passes:
+            passes = "" if self.passes == 1 else f" in {self.passes} passes over all shards"
             last = f", the last of them: {latest[-1]}" if latest else ""
             listed = "" if self.file is None else f"; {self.file} names them"
             raise ValueError(
-                f"{self.total.faults} samples or shards could not be used, and data.skip_limit is {self.limit}{last}"
-                f"{listed}. Mend them, or raise data.skip_limit"
+                f"{self.total.faults} samples or shards could not be used{passes}, and data.skip_limit is "
+                f"{self.limit}{last}{listed}. Mend them, or raise data.skip_limit"
             )

@@ -60,8 +60,8 @@ class TarData(ImageData):
             as many as there are shards. Part of what a run is: another number gives another order.
         shuffle: encoded images that a reader shuffles at once.
         min_size: images with a shorter side, in pixels, are left out, and are no faults; by default none are.
-        skip_limit: so many samples or shards at fault are borne; one more ends the run. Those of the validation shards
-            are counted apart, at the start.
+        skip_limit: so many samples or shards at fault are borne for each time that all are read; one more ends the run.
+            Those of the validation shards are counted apart, at the start.
         validation_images: at most so many of the first images of the validation shards are validated on.
         references: so many of the first images of the shards are kept to be looked at by place: as the nearest to
             samples, or to measure these against.

@@ -1,6 +1,6 @@
 """The endless training loader over a stream of tars, resumed from counts on any number of processes and workers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from typing import NamedTuple, NotRequired, TypedDict
 
@@ -113,9 +113,11 @@ class TarLoader:
         Raises:
             ValueError: where more is at fault than is borne, or nothing is of use.
         """
+        self._count_passes(self._states)
         self.skipped.check()
         for turn in self._turns():
             for part in turn:
+                self._count_passes(part.readers)
                 self._tell(part.left_out)
             # Counted when it is handed out, not when a worker loads it ahead of time.
             for part in turn:
@@ -141,6 +143,10 @@ class TarLoader:
         # Workers take turns, one item each.
         while True:
             yield [next(parts) for _ in range(length)]
+
+    def _count_passes(self, readers: Mapping[int, ReaderState]) -> None:
+        furthest = max(state.cursor.shard for state in readers.values())
+        self.skipped.passes = max(self.skipped.passes, 1 + furthest // len(self.stream.shards))
 
     def _tell(self, left_out: LeftOut) -> None:
         self.skipped.add(left_out.faults, left_out.filtered)

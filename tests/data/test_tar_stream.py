@@ -222,6 +222,21 @@ def test_one_fault_more_than_the_limit_ends_the_run_at_the_same_batch(
         next(batches)
 
 
+def test_each_pass_may_meet_the_same_faults_again(damaged: list[str]) -> None:
+    in_a_pass = 8
+    bearing = loader(damaged, limit=in_a_pass)
+    some(bearing, 28)
+    state = bearing.state_dict()
+    assert state["skipped"][0] > 3 * in_a_pass
+    resumed = loader(damaged, limit=in_a_pass)
+    resumed.load_state_dict(state)
+    some(resumed, 7)
+    strict = loader(damaged, limit=in_a_pass // 2)
+    strict.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"could not be used in 4 passes over all shards, and data\.skip_limit is 4"):
+        some(strict, 1)
+
+
 def test_faults_of_other_processes_and_of_earlier_sessions_count_too(damaged: list[str]) -> None:
     parts = [loader(damaged, 2, rank, 2, limit=3) for rank in range(2)]
     for part in parts:
