@@ -1,6 +1,7 @@
 """One checkpoint a run, always whole on disk: ``last.ckpt``, and the one before it as ``previous.ckpt``."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from callbacks.step_watch import StepWatch, any_due
+from callbacks.step_watch import StepWatch, any_due, steps_between_votes
 from snapgen_pl.checkpoints import LAST, PREVIOUS, newest, read
 from snapgen_pl.whole_files import whole_file
 
@@ -70,20 +71,30 @@ class AtomicCheckpointIO(CheckpointIO):
 class LastCheckpoint(ModelCheckpoint):
     """Keeps ``last.ckpt`` in the run's folder (the trainer's ``default_root_dir``) up to date.
 
-    Saves when the optimizer steps meet or pass a multiple of the cadence, after the last step, and when something stops
-    the run; always right after an optimizer step, since half-accumulated gradients are in no checkpoint. The cadence is
-    not part of the saved state, so a run may be resumed with another one.
+    Saves when the optimizer steps meet or pass a multiple of the cadence, when so many minutes have passed, after the
+    last step, and when something stops the run; always right after an optimizer step, since half-accumulated gradients
+    are in no checkpoint. The cadence is not part of the saved state, so a run may be resumed with another one.
 
     Args:
-        every_n_steps: optimizer steps between two saves.
+        every_n_steps: optimizer steps between two saves; null counts none.
+        every_minutes: minutes between two saves, by the first process's clock; null keeps to the steps. Long runs want
+            it: what a kill costs, and the share of time that saving takes, are then the same on any hardware.
+
+    Raises:
+        ValueError: for numbers that are not positive, or where both are null.
     """
 
-    def __init__(self, every_n_steps: int = 1000) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
-        super().__init__(save_top_k=0, save_last=True, every_n_train_steps=every_n_steps, enable_version_counter=False)
-        self.every_n_steps = every_n_steps
+    def __init__(self, every_n_steps: int | None = 1000, every_minutes: float | None = None) -> None:
+        if every_n_steps is None and every_minutes is None:
+            raise ValueError("every_n_steps and every_minutes are both null; give one, or a kill would cost all")
+        if (every_n_steps is not None and every_n_steps < 1) or (every_minutes is not None and not every_minutes > 0):
+            raise ValueError(
+                f"every_n_steps must be at least 1 and every_minutes above 0, got {every_n_steps} and {every_minutes}"
+            )
+        super().__init__(save_top_k=0, save_last=True, every_n_train_steps=1, enable_version_counter=False)
+        self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
         self._watch = StepWatch()
+        self._saved_at = 0.0
 
     @property
     def state_key(self) -> str:
@@ -104,6 +115,7 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         self._last_global_step_saved = trainer.global_step
         self._watch.start(trainer)
+        self._saved_at = time.monotonic()
 
     def on_train_batch_end(
         self,
@@ -117,7 +129,7 @@ class LastCheckpoint(ModelCheckpoint):
         steps = self._watch.new_steps(trainer)
         # A negative max_steps means no limit.
         ending = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
-        if steps and (ending or any_due(steps, self.every_n_steps)):
+        if steps and (ending or self._due(trainer, steps)):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -130,9 +142,18 @@ class LastCheckpoint(ModelCheckpoint):
         """Saves what the batches' ends could not know was the end, such as a last epoch."""
         self._save(trainer)
 
+    def _due(self, trainer: L.Trainer, steps: range) -> bool:
+        if self.every_n_steps is not None and any_due(steps, self.every_n_steps):
+            return True
+        if self.every_minutes is None or not any_due(steps, steps_between_votes(trainer)):
+            return False
+        late = trainer.is_global_zero and time.monotonic() - self._saved_at >= 60 * self.every_minutes
+        return trainer.strategy.reduce_boolean_decision(late, all=False)
+
     def _save(self, trainer: L.Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            self._saved_at = time.monotonic()
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
         """What ``ckpt_path="last"`` means. Lightning's own warns and starts from scratch where nothing is found."""

@@ -2,6 +2,8 @@
 
 import lightning as L
 
+_STEPS_BETWEEN_VOTES = 10
+
 
 class StepWatch:
     """Follows Lightning's ``global_step``, which counts the steps of every optimizer."""
@@ -23,3 +25,8 @@ class StepWatch:
 def any_due(steps: range, every: int) -> bool:
     """Whether one of the steps is a multiple of a cadence."""
     return any(step % every == 0 for step in steps)
+
+
+def steps_between_votes(trainer: L.Trainer) -> int:
+    """The cadence of decisions that processes take together: a vote makes the devices wait."""
+    return 1 if trainer.world_size == 1 else _STEPS_BETWEEN_VOTES

@@ -9,9 +9,7 @@ from types import FrameType
 import lightning as L
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from callbacks.step_watch import StepWatch, any_due
-
-_STEPS_BETWEEN_VOTES = 10
+from callbacks.step_watch import StepWatch, any_due, steps_between_votes
 
 
 class Termination(L.Callback):
@@ -52,8 +50,7 @@ class Termination(L.Callback):
         batch_idx: int,
     ) -> None:
         """Stops the run where a signal came in."""
-        every = 1 if trainer.world_size == 1 else _STEPS_BETWEEN_VOTES
-        if self._stopped or not any_due(self._watch.new_steps(trainer), every):
+        if self._stopped or not any_due(self._watch.new_steps(trainer), steps_between_votes(trainer)):
             return
         if trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):
             self._stopped = True

@@ -83,7 +83,7 @@ def _run_trainer(verb: str, rest: list[str]) -> int:
     # Before Lightning is imported, which takes seconds: what is wrong with the files is said at once.
     from snapgen_pl.command_line import expand
 
-    command = expand(rest)
+    command = expand(verb, rest)
     from snapgen_pl import cli
 
     try:

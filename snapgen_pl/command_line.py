@@ -11,6 +11,8 @@ from snapgen_pl.runs import find_run
 
 _CONFIG = ("--config", "-c")
 _RUN = ("--run",)
+# Where a run was trained says nothing of where it is looked at: without these, `test` would wait for a second node.
+_ANYWHERE = ("--trainer.num_nodes", "1", "--trainer.devices", "auto", "--trainer.strategy", "auto")
 
 
 class Command(NamedTuple):
@@ -35,10 +37,14 @@ class Command(NamedTuple):
         return error
 
 
-def expand(words: Sequence[str]) -> Command:
+def expand(verb: str, words: Sequence[str]) -> Command:
     """Finds the files of ``--config``, and replaces ``--run FOLDER`` by the run's configuration and newest checkpoint.
 
     Further words override what ``--run`` stands for.
+
+    Args:
+        verb: to ``fit``, a run is its processes too.
+        words: what follows it.
 
     Raises:
         UsageError: if a file is missing, is broken YAML or gives a key twice; if a folder is no run.
@@ -63,7 +69,7 @@ def expand(words: Sequence[str]) -> Command:
         if name in _RUN:
             folder = config.parent
             front = ["--config", str(config), "--runs", str(folder.parent), "--name", folder.name]
-            front += ["--ckpt_path", "last"]
+            front += ["--ckpt_path", "last", *(_ANYWHERE if verb != "fit" else ())]
             configs.insert(0, config)
         else:
             back += ["--config", str(config)]

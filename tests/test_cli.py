@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -270,6 +271,25 @@ def test_other_verbs_take_a_run_and_leave_it_alone(
     assert {name: after[name] for name in before} == before
     # Its scalars are curves of their own.
     assert all(name.startswith("validate/events.out.tfevents") for name in after.keys() - before.keys())
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
+def test_where_a_run_was_trained_binds_nobody_who_looks_at_it(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    file = tmp_path / "run" / "config.yaml"
+    content = yaml.safe_load(file.read_text())
+    places = {"num_nodes": 2, "devices": 8, "strategy": "ddp"}
+    content["trainer"] |= places
+    file.write_text(yaml.safe_dump(content))
+    for given in ({}, {"devices": 3}):
+        words = [f"--trainer.{name}={value}" for name, value in given.items()]
+        with pytest.raises(SystemExit, match="0"):
+            main([verb, "--run", str(file.parent), *words, "--print_config"])
+        printed = yaml.safe_load(capsys.readouterr().out)["trainer"]
+        free = {"num_nodes": 1, "devices": "auto", "strategy": "auto"}
+        assert printed.items() >= {**(places if verb == "fit" else free), **given}.items()
 
 
 def test_print_config_shows_every_default_and_the_command_line_wins(

@@ -131,14 +131,19 @@ def test_a_flipped_bit_is_found_where_torch_finds_none(tmp_path: Path) -> None:
             reader.load_checkpoint(tmp_path / LAST)
 
 
+class Noted(LastCheckpoint):
+    """Notes the steps after which it saved."""
+
+    def __init__(self, *cadence: Any) -> None:
+        super().__init__(*cadence)
+        self.saved: list[int] = []
+
+    def _save_checkpoint(self, trainer: Any, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        self.saved.append(trainer.global_step)
+
+
 def test_a_cadence_that_two_optimizers_jump_over_still_saves(tmp_path: Path) -> None:
-    saved: list[int] = []
-
-    class Noted(LastCheckpoint):
-        def _save_checkpoint(self, trainer: Any, filepath: str) -> None:
-            super()._save_checkpoint(trainer, filepath)
-            saved.append(trainer.global_step)
-
     class TwoOptimizers(tiny_run.Tiny):
         def __init__(self) -> None:
             super().__init__()
@@ -154,11 +159,27 @@ def test_a_cadence_that_two_optimizers_jump_over_still_saves(tmp_path: Path) -> 
                 optimizer.step()
             return step
 
-    trainer = tiny_run.trainer_for(tmp_path, 16, callbacks=[Noted(5)], ours=False)
+    noted = Noted(5)
+    trainer = tiny_run.trainer_for(tmp_path, 16, callbacks=[noted], ours=False)
     trainer.fit(TwoOptimizers(), tiny_run.Stream(6), tiny_run.Stream(6))
-    assert saved == [6, 10, 16]
+    assert noted.saved == [6, 10, 16]
 
 
-def test_a_cadence_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="every_n_steps must be at least 1, got 0"):
+@pytest.mark.parametrize(("minutes", "steps"), [(1e-9, [1, 2, 3]), (60.0, [3])])
+def test_a_cadence_in_minutes_saves_by_the_clock_and_at_the_end(
+    tmp_path: Path, minutes: float, steps: list[int]
+) -> None:
+    noted = Noted(None, minutes)
+    tiny_run.trainer_for(tmp_path, 3, callbacks=[noted], ours=False).fit(
+        tiny_run.Tiny(), tiny_run.Stream(6), tiny_run.Stream(6)
+    )
+    assert noted.saved == steps
+
+
+def test_a_cadence_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="every_n_steps must be at least 1 and every_minutes above 0, got 0 and None"):
         LastCheckpoint(0)
+    with pytest.raises(ValueError, match="got 5 and 0"):
+        LastCheckpoint(5, 0)
+    with pytest.raises(ValueError, match="both null; give one"):
+        LastCheckpoint(None)
