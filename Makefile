@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := snapgen_pl callbacks benchmarks tests
 
-.PHONY: install quickstart experiments photographs format check test test-slow
+.PHONY: install quickstart experiments photographs format check test test-slow fuzz
 
 install: $(VENV)/installed
 
@@ -51,3 +51,10 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Readers of files, as coverage leads: each until so many contents were tried, or so many seconds have gone by.
+RUNS ?= 100000
+SECONDS ?= 300
+fuzz: install
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --runs $(RUNS) --seconds $(SECONDS)

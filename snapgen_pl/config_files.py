@@ -98,7 +98,10 @@ def locate(path: Path, key: str, value: str | None = None) -> int | None:
         key: dotted path, as messages give it: without ``init_args`` and without places in lists.
         value: the scalar given there, to choose between elements of a list.
     """
-    found = list(_find(_compose(path), tuple(key.split("."))))
+    try:
+        found = list(_find(_compose(path), tuple(key.split("."))))
+    except RecursionError:  # it holds itself, as check_config says
+        return None
     exact = [line for line, node in found if isinstance(node, yaml.ScalarNode) and node.value == value]
     return next(iter(exact or [line for line, _ in found]), None)
 

@@ -1,12 +1,13 @@
 """The weights of a network as diffusers saves them: safetensors in one file, or in several with an index."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from snapgen_pl.weights_index import indexed_files
 
 _WHOLE, _INDEX = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"
 # What to ask the hub for.
@@ -37,7 +38,4 @@ def _files(folder: Path) -> Sequence[Path]:
     index = folder / _INDEX
     if not index.is_file():
         return [folder / _WHOLE]
-    try:
-        return [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
-    except (ValueError, LookupError, AttributeError, TypeError) as error:
-        raise ValueError(f"{index} is no index of weights ({error}); download it again") from error
+    return [folder / name for name in indexed_files(index)]

@@ -1,6 +1,7 @@
 """Files, and folders of them, that appear whole or not at all, whatever interrupts their writing; and JSON in them."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,6 +44,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there, whatever a stranger's manifest calls it."""
+    return os.path.isfile(path)  # noqa: PTH113  (pathlib raises for names that are too long)
 
 
 def is_empty(folder: Path) -> bool:

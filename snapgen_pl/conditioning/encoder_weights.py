@@ -1,11 +1,11 @@
 """Where the weights of a text encoder lie: in one file of safetensors, or in several and an index of them."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from snapgen_pl.pretrained_folder import pretrained_folder
+from snapgen_pl.weights_index import indexed_files
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -28,7 +28,7 @@ def weight_files(path: str, subfolder: str, revision: str | None = None) -> list
         return [file]
     if not (index := folder / INDEX).is_file():
         raise ValueError(f"no {WEIGHTS} in {folder}; download it there (pickled .bin weights are not read)")
-    names = _named(index)
+    names = indexed_files(index)
     # What to download is known only now.
     folder = _folder(path, subfolder, [CONFIG, INDEX, *names], revision)
     if missing := [name for name in names if not (folder / name).is_file()]:
@@ -55,10 +55,3 @@ def inside(subfolder: str, name: str) -> str:
 
 def _folder(path: str, subfolder: str, names: Sequence[str], revision: str | None) -> Path:
     return pretrained_folder(path, [inside(subfolder, name) for name in names], revision) / subfolder
-
-
-def _named(index: Path) -> list[str]:
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is no index of weights ({error!r}); download it again") from error

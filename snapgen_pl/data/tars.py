@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 TAR = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+_LONGEST = 1 << 20  # bytes that a header is read of at once: names, and what pax says
 _UNPACKERS = {b"\x1f\x8b\x08": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\0": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
 
@@ -62,9 +63,12 @@ def headers(tar: Tar) -> Iterator[tarfile.TarInfo]:
             )
     tar.file.seek(tar.start)
     try:
-        archive = tarfile.open(fileobj=tar.file, mode="r:")  # noqa: SIM115  (the file is the caller's to close)
+        # The file is the caller's to close, and typeshed asks for what writing needs.
+        archive = tarfile.open(fileobj=_Bounded(tar), mode="r:")  # type: ignore[call-overload]  # noqa: SIM115
         while (header := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # a million of them; typeshed lacks it
+            archive.members.clear()  # a million of them
+            if archive.offset <= header.offset:  # where a size is negative, for ever
+                raise tarfile.ReadError(f"{header.name!r} ends before it begins")
             if header.isreg() and header.offset_data + header.size > tar.end:
                 raise tarfile.ReadError(f"{header.name} goes on past the end")
             yield header
@@ -72,5 +76,20 @@ def headers(tar: Tar) -> Iterator[tarfile.TarInfo]:
         tar.file.seek(archive.offset)
         if archive.offset >= tar.end or any(tar.file.read(tarfile.BLOCKSIZE).ljust(tarfile.BLOCKSIZE, b"?")):
             raise tarfile.ReadError(f"expected a header or its end at byte {archive.offset}")
-    except (tarfile.TarError, ValueError) as error:
+    # tarfile trusts what headers say of themselves.
+    except (tarfile.TarError, ValueError, LookupError, OverflowError, RecursionError) as error:
         raise ValueError(f"{tar.name} is no intact tar ({error}); download or pack it again") from error
+
+
+class _Bounded:
+    """A tar's file for tarfile, which asks for as many bytes as headers claim, and goes wherever they say."""
+
+    def __init__(self, tar: Tar) -> None:
+        self.file, self.end = tar.file, tar.end
+        self.tell = tar.file.tell
+
+    def read(self, size: int) -> bytes:
+        return self.file.read(max(0, min(size, self.end - self.tell(), _LONGEST)))
+
+    def seek(self, place: int) -> int:
+        return self.file.seek(min(place, self.end))

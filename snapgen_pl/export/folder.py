@@ -12,6 +12,7 @@
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -50,7 +51,7 @@ from snapgen_pl.export.report import GraphRecord, report_json, report_markdown
 from snapgen_pl.provenance import describe_code, describe_machine
 from snapgen_pl.runs import Run
 from snapgen_pl.trained_run import TrainedRun, arguments
-from snapgen_pl.whole_files import is_empty, read_json, whole_folder, write_json, write_text
+from snapgen_pl.whole_files import is_empty, is_file, read_json, whole_folder, write_json, write_text
 
 MANIFEST, CONFIG, REPORT = "manifest.json", "config.yaml", "report"
 ONNX, COREML, EXAMPLES, TOKENIZERS = "onnx", "coreml", "examples", "tokenizers"
@@ -334,7 +335,7 @@ def _check_files(folder: Path, manifest: Mapping[str, Value]) -> None:
         assert isinstance(facts, dict), name
         for file, size in _mapping(facts, "files").items():
             path = folder / file
-            if not path.is_file():
+            if not is_file(path):
                 raise ValueError(f"{path} is missing; {AGAIN}")
             if path.stat().st_size != size:
                 raise ValueError(f"{path} is damaged: {path.stat().st_size:,} bytes, {size:,} were written; {AGAIN}")
@@ -346,7 +347,7 @@ def _stand_ins(folder: Path, manifest: Mapping[str, Value], backend: Backend) ->
 
     def program(graph: str) -> Value:
         file = folder / place / f"{graph}{ending}"
-        if not file.exists():
+        if not os.path.exists(file):  # noqa: PTH110  (as in is_file)
             raise ValueError(f"{file} is missing; export the run with --formats onnx,coreml")
         return class_value(kind, path=str(file))
 

@@ -12,6 +12,7 @@ import numpy as np
 from snapgen_pl.export.constant import ELEMENTS, Constant, StoredArray, TensorType
 from snapgen_pl.export.extra import require
 from snapgen_pl.export.weights_file import WeightsFile
+from snapgen_pl.whole_files import is_file
 
 if TYPE_CHECKING:
     from coremltools.proto import MIL_pb2, Model_pb2
@@ -111,7 +112,7 @@ def _model_file(path: Path) -> Path:
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         relative = content["itemInfoEntries"][content["rootModelIdentifier"]]["path"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"its Manifest.json names no root model; {_AGAIN}") from error
     return _within(path / "Data", str(relative))
 
@@ -121,7 +122,7 @@ def _within(folder: Path, relative: str) -> Path:
     file = folder / relative
     if not file.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"it names the file {relative!r} outside itself; do not use it, export it again")
-    if not file.is_file():
+    if not is_file(file):
         raise ValueError(f"its file {relative!r} is missing; copy the package whole, or export it again")
     return file
 

@@ -95,10 +95,16 @@ class OnnxProgram(Program):
 
     def _spec(self, value: Any, onnx: Any) -> TensorSpec:
         shape = tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim)
-        if not all(shape):
+        if min(shape, default=1) < 1:
             raise ValueError(f"{self.path}: the shape of {value.name} is not fixed; export the run again")
-        array_type = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        return TensorSpec(shape, getattr(torch, array_type.name))
+        element = value.type.tensor_type.elem_type
+        try:
+            dtype = getattr(torch, onnx.helper.tensor_dtype_to_np_dtype(element).name)
+        except (KeyError, AttributeError) as error:
+            raise ValueError(
+                f"{self.path}: {value.name} is no tensor of numbers (type {element}); export the run again"
+            ) from error
+        return TensorSpec(shape, dtype)
 
 
 def run_rows(program: Program, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

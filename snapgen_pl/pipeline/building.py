@@ -3,11 +3,14 @@
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from snapgen_pl.config_files import Value
 from snapgen_pl.errors import UsageError
 from snapgen_pl.trained_run import built
+from snapgen_pl.whole_files import read_json
 
 PACKAGE = "snapgen_pl"
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
@@ -40,6 +43,28 @@ def build(kind: type[P], config: Value) -> P:
     except UsageError as error:
         raise ValueError(f"the file makes no {kind.__name__}: {error.key}: {error}") from error
     return part
+
+
+@contextmanager
+def opening(config: Path, kind: str) -> Iterator[None]:
+    """Within, what diffusers raises at a damaged folder becomes a ValueError that names it.
+
+    Args:
+        config: the folder's, an object in JSON: diffusers takes other JSON for a path, or a name on the hub.
+        kind: what its folder is to hold, in words.
+
+    Raises:
+        ValueError: where the file is missing or damaged, or what is done within fails.
+    """
+    read_json(config, "get the folder again")
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:  # diffusers raises what it likes
+        raise ValueError(
+            f"{config.parent} holds no whole {kind} ({type(error).__name__}: {error}); get the folder again"
+        ) from error
 
 
 def _class_paths(value: Value) -> Iterator[str]:

@@ -18,7 +18,7 @@ from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, P
 from snapgen_pl.models.latent_decoder import LatentDecoder
 from snapgen_pl.models.preconditioned import preconditioned
 from snapgen_pl.models.wrapped import Wrapped
-from snapgen_pl.pipeline.building import build
+from snapgen_pl.pipeline.building import build, opening
 from snapgen_pl.pipeline.places import TEXT_ENCODERS, placed
 
 
@@ -39,10 +39,8 @@ class Part(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has no t
         # diffusers' faster way of loading would leave what a constructor computes without values.
         options |= {"use_safetensors": True, "low_cpu_mem_usage": False, "output_loading_info": True}
         place = Path(str(pretrained_model_name_or_path), options.get("subfolder") or "")
-        try:
+        with opening(place / cls.config_name, cls.__name__):
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, **options)
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"{place} holds no whole {cls.__name__}: {error}") from error
         part: Self
         part, report = loaded
         wrong = {"missing": report["missing_keys"], "foreign": report["unexpected_keys"]}
@@ -93,6 +91,8 @@ class PipelineConditioner(Part):
         super().__init__()
         if folder is not None:
             network = placed(network, str(folder))
+        if not all(isinstance(name, str) for name in classes or ()):
+            raise ValueError(f"classes are {classes}; they must be names")
         self.conditioner: Conditioner = build(Conditioner, network)  # type: ignore[type-abstract]
         # Where the folder is now is no part of the configuration.
         self.register_to_config(network=placed(network, None), classes=list(classes or ()))

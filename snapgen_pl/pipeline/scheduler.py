@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from snapgen_pl.config_files import as_value
 from snapgen_pl.flow.samplers import Euler, Sampler, StepNoise
-from snapgen_pl.pipeline.building import build
+from snapgen_pl.pipeline.building import build, opening
 
 TRAIN_TIMESTEPS = 1000  # diffusers' timesteps are times in thousandths
 
@@ -55,6 +57,24 @@ class SamplerScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # di
     def __init__(self, sampler: dict[str, Any], num_train_timesteps: int = TRAIN_TIMESTEPS) -> None:
         self.sampler: Sampler = build(Sampler, sampler)  # type: ignore[type-abstract]
         self.set_timesteps(self.sampler.steps)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # what else there is, is among the options
+        cls, pretrained_model_name_or_path: str | PathLike[Any] | None, subfolder: str | None = None, **options: Any
+    ) -> Any:
+        """Loads it as diffusers does.
+
+        Args:
+            pretrained_model_name_or_path: its folder, or what holds that as ``subfolder``.
+            subfolder: where it lies there.
+            **options: as diffusers' schedulers take them.
+
+        Raises:
+            ValueError: where its file is missing or damaged.
+        """
+        place = Path(str(pretrained_model_name_or_path), subfolder or "")
+        with opening(place / cls.config_name, cls.__name__):
+            return super().from_pretrained(pretrained_model_name_or_path, subfolder, **options)
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Sets the steps, and goes back to the first.

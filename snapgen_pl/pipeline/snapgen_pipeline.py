@@ -18,6 +18,7 @@ from snapgen_pl.errors import did_you_mean
 from snapgen_pl.flow.guidance import Guidance, guided_velocity
 from snapgen_pl.flow.noise import initial_noise, step_noise
 from snapgen_pl.flow.samplers import StepNoise
+from snapgen_pl.pipeline.building import opening
 from snapgen_pl.pipeline.parts import PipelineAutoencoder, PipelineConditioner, PipelineDecoder, PipelineDenoiser
 from snapgen_pl.pipeline.places import TEXT_ENCODERS, TOKENIZERS
 from snapgen_pl.pipeline.scheduler import SamplerScheduler
@@ -143,7 +144,8 @@ class SnapGenPipeline(DiffusionPipeline):
             raise ValueError(f"no {cls.config_name} in {folder}; give a folder that `export diffusers` made")
         # What diffusers does by itself, but warns of.
         options.setdefault("low_cpu_mem_usage", is_accelerate_available())
-        pipeline: Self = super().from_pretrained(folder, use_safetensors=True, **options)
+        with opening(folder / cls.config_name, cls.__name__):
+            pipeline: Self = super().from_pretrained(folder, use_safetensors=True, **options)
         return pipeline
 
     @torch.no_grad()

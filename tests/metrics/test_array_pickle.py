@@ -67,10 +67,10 @@ def test_attributes_of_what_is_allowed_are_not(tmp_path: Path) -> None:
 
 def test_other_contents_and_damage_are_named(tmp_path: Path) -> None:
     for content, said in (
-        ({"a": {"b": np.ones(2)}}, "it holds float64 under 'a/b'"),
-        ({"a": np.array([{}], dtype=object)}, "it holds object under 'a'"),
+        ({"a": {"b": np.ones(2)}}, "it holds f8 under 'a/b'"),
+        ({"a": np.array([{}], dtype=object)}, "it holds O8 under 'a'"),
         ({"a": 1.0}, "it holds float under 'a'"),
-        (np.ones(2, dtype=np.float32), "it holds float32 under ''"),
+        (np.ones(2, dtype=np.float32), "it holds f4 under ''"),
     ):
         with pytest.raises(ValueError, match=said):
             read_arrays(written(tmp_path, content))

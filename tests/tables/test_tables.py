@@ -262,7 +262,7 @@ def test_steps_of_all_stages_are_shown_with_the_share_that_is_the_students(tmp_p
     shown = table("training", "md", tmp_path)
     assert "| student | pretraining | discriminator's turn |" in shown
     assert "| DiT-XL/2 | 10.00 / 2.50 / 90 | 6.00 / 1.50 / 50 |" in shown
-    assert "2 interleaved rounds on one core (a core, 2026-11-27)" in shown
+    assert "2 interleaved rounds on one core (a core, 2026-11-27)" in " ".join(shown.split())
     rows = json.loads(table("training", "json", tmp_path))
     assert [row["teacher_share"] for row in rows] == [0, 0, 75, 50]
     with pytest.raises(ValueError, match=r"make one: python -m benchmarks\.training --json"):
