@@ -478,7 +478,7 @@ def test_a_row_of_the_emojis_step_distillation_trains_at_small_size(
         inputs = [{"feature": name, "channels": 16} for name in ("block.1", "block.5")]
         small["discriminator"] = {"init_args": {"inputs": inputs, "width": 16}}
     files = [EMOJI / "student.yaml", *(EMOJI_STEP / f"{name}.yaml" for name in dict.fromkeys(("four_step", row)))]
-    declared = yaml.safe_load(files[-1].read_text())["trainer"].get("callbacks")
+    declared = yaml.safe_load(files[-1].read_text()).get("trainer", {}).get("callbacks")
     callbacks = declared or yaml.safe_load(files[1].read_text())["trainer"]["callbacks"]
     delta["trainer"]["callbacks"] = [each for each in callbacks if "callbacks.sample_" not in each["class_path"]]
     folder = run("fit", tmp_path, files, delta)
