@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import decoder, emoji_rope, growth, latents, sampling
+from benchmarks import decoder, emoji_rope, growth, latents, sampling, texts
 from benchmarks.dreamlite import DreamLite
 from benchmarks.kernels import kind_of, summed
 from benchmarks.networks import SUBJECTS, Subject, feed, forward_backward, materialise
@@ -327,3 +327,12 @@ def test_the_text_encoders_have_the_published_sizes() -> None:
 def test_the_largest_batch_is_not_looked_for_in_the_hosts_memory() -> None:
     with pytest.raises(ValueError, match="give --batch"):
         measure_throughput(size="small")
+
+
+def test_text_states_are_loaded(tmp_path: Path) -> None:
+    texts.main(tmp_path / "record.json", captions=12, batch=4, workers=(0, 1))
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert [row["workers"] for row in record["loading"]] == [0, 1]
+    assert all(row["samples_per_s"] > 0 for row in record["loading"])
+    with pytest.raises(ValueError, match="give more than 2 batches"):
+        texts.main(captions=8, batch=4, workers=(2,))
