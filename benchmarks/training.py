@@ -8,6 +8,7 @@ rounds, before a few of the teacher's blocks. On a GPU (``--device cuda``): bf16
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -229,6 +230,16 @@ def _costs(students: Mapping[str, Subject], make_teacher: MakeTeacher, size: int
     return costs | {TEACHER: count(teacher, size, TOKENS)}
 
 
+@contextmanager
+def without_subnormals() -> Iterator[None]:
+    """Takes subnormal numbers for zero: gradients through random weights are so small that AdamW's squares are slow."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def cpu_table(report: CPUReport) -> Table:
     """Times, how they compare, and how they divide."""
     teacher = report.costs[TEACHER]
@@ -284,9 +295,8 @@ def main(
     if device == "cpu":
         refuse(device, batches=batches, modes=modes)
         torch.set_num_threads(1)
-        # Gradients through small random weights are so small that AdamW's squares of them are subnormal, and slow.
-        torch.set_flush_denormal(True)
-        report = run_cpu(students, stages, partial(teacher_network, layers), batch or 1, size, rounds)
+        with without_subnormals():
+            report = run_cpu(students, stages, partial(teacher_network, layers), batch or 1, size, rounds)
         if json is not None:
             write_json(report.record(), json)
         table = cpu_table(report)

@@ -1,6 +1,7 @@
 """Shards of embedded emoji, as webdataset writes them, and a web server for them."""
 
 import io
+import tarfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -108,3 +109,13 @@ def served(folder: Path) -> Iterator[Server]:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield server
         server.shutdown()
+
+
+def undecodable(path: Path, samples: int) -> None:
+    """A shard of images that are none."""
+    with tarfile.open(path, "w") as tar:
+        for number in range(samples):
+            for ending, content in (("png", b"none"), ("txt", b"a cat")):
+                member = tarfile.TarInfo(f"{number:06d}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))

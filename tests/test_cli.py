@@ -280,16 +280,18 @@ def test_where_a_run_was_trained_binds_nobody_who_looks_at_it(
     shutil.copytree(trained, tmp_path / "run")
     file = tmp_path / "run" / "config.yaml"
     content = yaml.safe_load(file.read_text())
-    places = {"num_nodes": 2, "devices": 8, "strategy": "ddp"}
+    places: dict[str, object] = {"num_nodes": 2, "devices": 8, "strategy": "ddp"}
+    free: dict[str, object] = {"num_nodes": 1, "devices": "auto", "strategy": "auto"}
     content["trainer"] |= places
     file.write_text(yaml.safe_dump(content))
-    for given in ({}, {"devices": 3}):
+    overrides: list[dict[str, object]] = [{}, {"devices": 3}]
+    for given in overrides:
         words = [f"--trainer.{name}={value}" for name, value in given.items()]
         with pytest.raises(SystemExit, match="0"):
             main([verb, "--run", str(file.parent), *words, "--print_config"])
         printed = yaml.safe_load(capsys.readouterr().out)["trainer"]
-        free = {"num_nodes": 1, "devices": "auto", "strategy": "auto"}
-        assert printed.items() >= {**(places if verb == "fit" else free), **given}.items()
+        expected = {**(places if verb == "fit" else free), **given}
+        assert {name: str(printed[name]) for name in expected} == {name: str(value) for name, value in expected.items()}
 
 
 def test_print_config_shows_every_default_and_the_command_line_wins(

@@ -148,15 +148,15 @@ class ImageData(L.LightningDataModule):
             self.image_source.check()
             for states in self._text_states.values() if self.verify else ():
                 states.check()
-        micro_batch = self.micro_batch
         if stage == "fit":
+            self._check_step()
             self._check_training()
         for name, count in (("validation images", len(self.source.validation)), ("samples", self.samples)):
             if count < self._world_size:
                 raise ValueError(f"{count} {name} do not go round {self._world_size} processes; have more of them")
         if self.buckets is not None and not self._bucket_of:
             self._bucket_of = self._fill(self.buckets)
-        self._batches = even_batches(self.samples, micro_batch, self._rank, self._world_size)
+        self._batches = even_batches(self.samples, self.micro_batch, self._rank, self._world_size)
         self._requests = self._ask()
 
     @property
@@ -183,20 +183,8 @@ class ImageData(L.LightningDataModule):
 
     @property
     def micro_batch(self) -> int:
-        """Images that one process takes at once.
-
-        Raises:
-            ValueError: where batch_size does not divide.
-        """
-        accumulation = self.trainer.accumulate_grad_batches if self.trainer else 1
-        parts = self._world_size * accumulation
-        if self.batch_size % parts:
-            raise ValueError(
-                f"batch_size is {self.batch_size}, the images of one optimizer step; it does not divide by "
-                f"{self._world_size} process(es) x {accumulation} accumulated batch(es); "
-                f"set data.batch_size to a multiple of {parts}, such as {-(-self.batch_size // parts) * parts}"
-            )
-        return self.batch_size // parts
+        """Images that one process takes at once; in training they make up batch_size, elsewhere about as many."""
+        return max(1, self.batch_size // (self._world_size * self._accumulation))
 
     def train_dataloader(self) -> Iterable[Batch]:
         """The endless stream, this process's part."""
@@ -375,6 +363,19 @@ class ImageData(L.LightningDataModule):
     @property
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def _accumulation(self) -> int:
+        return self.trainer.accumulate_grad_batches if self.trainer else 1
+
+    def _check_step(self) -> None:
+        parts = self._world_size * self._accumulation
+        if self.batch_size % parts:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, the images of one optimizer step; it does not divide by "
+                f"{self._world_size} process(es) x {self._accumulation} accumulated batch(es); "
+                f"set data.batch_size to a multiple of {parts}, such as {-(-self.batch_size // parts) * parts}"
+            )
 
     def _check_training(self) -> None:
         if len(self.source.train) < self.batch_size:

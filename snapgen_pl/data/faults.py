@@ -68,11 +68,16 @@ class Skipped:
         """As far as is known."""
         return self.before.plus(self.own).plus(self.others)
 
-    def add(self, faults: Sequence[Fault], filtered: int = 0) -> None:
+    def add(self, faults: Sequence[Fault], filtered: int = 0, gave_up: bool = False) -> None:
         """Counts, and names the faults: the first few in warnings, all in the file.
 
+        Args:
+            faults: what cannot be used.
+            filtered: how many images were too small.
+            gave_up: whether whoever met them did not go on for their number.
+
         Raises:
-            ValueError: where there are more than the limit.
+            ValueError: where there are more than the limit, or somebody gave up.
         """
         if faults and self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -81,11 +86,11 @@ class Skipped:
         for fault in faults[: max(0, _NAMED - self.own.faults)]:
             rank_zero_warn(f"skipped: {fault}")
         self.own = self.own.plus(Tally(len(faults), filtered))
-        self.check(faults)
+        self.check(faults, gave_up)
 
-    def check(self, latest: Sequence[Fault] = ()) -> None:
-        """Raises ValueError where there are more than the limit, naming the last of the latest."""
-        if self.total.faults > self.limit * self.passes:
+    def check(self, latest: Sequence[Fault] = (), gave_up: bool = False) -> None:
+        """Raises ValueError where there are more than the limit, or somebody gave up, naming the last of the latest."""
+        if gave_up or self.total.faults > self.limit * self.passes:
             passes = "" if self.passes == 1 else f" in {self.passes} passes over all shards"
             last = f", the last of them: {latest[-1]}" if latest else ""
             listed = "" if self.file is None else f"; {self.file} names them"

@@ -59,7 +59,8 @@ class TarData(ImageData):
         readers: shards that are read side by side, over all processes: a multiple of processes x workers, and at most
             as many as there are shards. Part of what a run is: another number gives another order.
         shuffle: encoded images that a reader shuffles at once.
-        min_size: images with a shorter side, in pixels, are left out, and are no faults; by default none are.
+        min_size: images with a shorter side, in pixels, are left out, and are no faults; by default none are. In
+            buckets it is those that theirs would enlarge by more than image_size / min_size.
         skip_limit: so many samples or shards at fault are borne for each time that all are read; one more ends the run.
             Those of the validation shards are counted apart, at the start.
         validation_images: at most so many of the first images of the validation shards are validated on.
@@ -102,7 +103,7 @@ class TarData(ImageData):
         if buckets is None and patience is not None:
             raise ValueError(f"patience is {patience}, but squares wait for nothing; leave it out, or set data.buckets")
         self.assembly = None if buckets is None else Assembly(buckets, _PATIENCE if patience is None else patience)
-        self.unpacker = Unpacker(image_size, min_size)
+        self.unpacker = Unpacker(image_size, min_size, buckets)
         source = FirstOfShards(
             [shards] if isinstance(shards, str) else shards,
             [validation_shards] if isinstance(validation_shards, str) else validation_shards,

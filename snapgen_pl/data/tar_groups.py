@@ -90,7 +90,7 @@ class GroupReader:
             damaged = {image.seat: made for image in group if isinstance(made := cut[image.seat], Fault)}
             self._assembler.remove(damaged)
             left_out.faults += damaged.values()
-            if len(left_out.faults) > self._task.limit:
+            if self._task.gives_up(self._reader.cursor, left_out):
                 return None
         return None
 

@@ -1,6 +1,6 @@
 """The endless training loader over a stream of tars, resumed from counts on any number of processes and workers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from typing import NamedTuple, NotRequired, TypedDict
 
@@ -113,11 +113,10 @@ class TarLoader:
         Raises:
             ValueError: where more is at fault than is borne, or nothing is of use.
         """
-        self._count_passes(self._states)
         self.skipped.check()
         for turn in self._turns():
             for part in turn:
-                self._count_passes(part.readers)
+                self._count_passes(part.readers.values())
                 self._tell(part.left_out)
             # Counted when it is handed out, not when a worker loads it ahead of time.
             for part in turn:
@@ -144,12 +143,11 @@ class TarLoader:
         while True:
             yield [next(parts) for _ in range(length)]
 
-    def _count_passes(self, readers: Mapping[int, ReaderState]) -> None:
-        furthest = max(state.cursor.shard for state in readers.values())
-        self.skipped.passes = max(self.skipped.passes, 1 + furthest // len(self.stream.shards))
+    def _count_passes(self, readers: Iterable[ReaderState]) -> None:
+        self.skipped.passes = max([self.skipped.passes, *(self.stream.passes(state.cursor) for state in readers)])
 
     def _tell(self, left_out: LeftOut) -> None:
-        self.skipped.add(left_out.faults, left_out.filtered)
+        self.skipped.add(left_out.faults, left_out.filtered, left_out.gave_up)
         if left_out.barren:
             raise ValueError(
                 f"{left_out.barren}: {self.skipped.own.filtered} images were smaller than data.min_size, "
@@ -170,6 +168,7 @@ class TarLoader:
         in_order = [states[reader] for reader in range(self.stream.readers)]
         others = [own.skipped for rank, own in enumerate(told) if rank != self.share.rank]
         self.skipped.others = reduce(Tally.plus, others, Tally())
+        self._count_passes(in_order)  # whose faults are counted, his passes are too
         return {
             "position": self._position,
             "shards": len(self.stream.shards),
@@ -204,7 +203,9 @@ class TarLoader:
                 f"{'' if self.assembly is None else ' in whole groups'}, got {state['position']}"
             )
         self._position = state["position"]
-        self._states = self._own(_states_of(state))
+        states = _states_of(state)
+        self._states = self._own(states)
+        self._count_passes(states)
         self.skipped.before = Tally(*state["skipped"])
 
     def _own(self, states: Sequence[ReaderState]) -> dict[int, ReaderState]:

@@ -43,12 +43,14 @@ class LeftOut:
     Args:
         faults: what is wrong with it.
         filtered: how many images were too small.
-        barren: why a reader gave up; empty if none did.
+        barren: why a reader gave up for want of images of use; empty if none did.
+        gave_up: whether one did for all that is at fault.
     """
 
     faults: list[Fault] = field(default_factory=list)
     filtered: int = 0
     barren: str = ""
+    gave_up: bool = False
 
 
 class Part(NamedTuple):
@@ -95,7 +97,7 @@ class Task:
         share: the process's.
         position: samples that all processes together have had.
         states: how far readers are, the process's own at least.
-        limit: after so many faults in a part, the rest of it does not matter.
+        limit: faults that are borne a pass.
     """
 
     stream: TarStream
@@ -110,6 +112,11 @@ class Task:
     def readers(self) -> range:
         """The process's own."""
         return self.share.of(self.stream.readers)
+
+    def gives_up(self, cursor: Cursor, left_out: LeftOut) -> bool:
+        """Whether a reader there need not go on: on the way to one part lie more faults than may in all passes."""
+        left_out.gave_up |= len(left_out.faults) > self.limit * self.stream.passes(cursor)
+        return left_out.gave_up
 
 
 class Found(NamedTuple, Generic[T]):
@@ -141,7 +148,7 @@ class Reader(Generic[T]):
     """
 
     def __init__(self, task: Task, cursor: Cursor, load: Callable[[Packed], T | Fault | None]) -> None:
-        self.cursor, self._load, self._limit = cursor, load, task.limit
+        self.cursor, self._load, self._task = cursor, load, task
         self._samples, self._barren = task.stream.read(cursor), _BARREN * task.stream.readers
 
     def find(self, left_out: LeftOut) -> Found[T] | None:
@@ -159,7 +166,7 @@ class Reader(Generic[T]):
                 return Found(shard, number, sample, loaded)
             if cursor.shard - begun > self._barren:
                 left_out.barren = f"{_BARREN} shards in a row hold no image of use"
-            if left_out.barren or len(left_out.faults) > self._limit:
+            if left_out.barren or self._task.gives_up(cursor, left_out):
                 return None
         raise AssertionError("a reader goes on for ever")
 

@@ -72,6 +72,10 @@ class TarStream:
         """Where the readers begin."""
         return [Cursor(reader, 0, 0) for reader in range(self.readers)]
 
+    def passes(self, cursor: Cursor) -> int:
+        """How often a reader there has been through its share of all shards, the pass that is under way included."""
+        return 1 + cursor.shard // len(self.shards)
+
     def read(self, cursor: Cursor) -> Iterator[tuple[Cursor, Placed]]:
         """A reader's samples from a cursor on, each with the cursor behind it; endless."""
         taken = cursor.taken

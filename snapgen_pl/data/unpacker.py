@@ -10,7 +10,7 @@ from io import BytesIO
 from PIL import Image
 from torch import Tensor
 
-from snapgen_pl.data.buckets import Size
+from snapgen_pl.data.buckets import Buckets, Size
 from snapgen_pl.data.faults import Fault
 from snapgen_pl.data.stored_set import to_rgb, upright_size
 from snapgen_pl.data.tar_samples import Packed
@@ -25,11 +25,14 @@ class Unpacker:
 
     Args:
         image_size: side of squares, in pixels.
-        min_size: images with a shorter side are left out; None leaves out none.
+        min_size: images with a shorter side are left out, in buckets those that theirs would enlarge by more than a
+            square of this side; None leaves out none.
+        buckets: that images are cut to; squares if None.
     """
 
     image_size: int
     min_size: int | None
+    buckets: Buckets | None = None
 
     def pixels(self, packed: Packed) -> Tensor | Fault | None:
         """The central square, uint8 (3, image_size, image_size); or what is wrong, or None for an image too small."""
@@ -43,7 +46,15 @@ class Unpacker:
                 size = upright_size(image)
         except Exception as error:  # Pillow's decoders raise what they like on damaged files
             return _undecoded(packed, error)
-        return None if self.min_size is not None and min(size) < self.min_size else size
+        return None if self._is_too_small(size) else size
+
+    def _is_too_small(self, size: Size) -> bool:
+        if self.min_size is None:
+            return False
+        square = Size(self.image_size, self.image_size)
+        cut = square if self.buckets is None else self.buckets.sizes[self.buckets.index(size)]
+        # In whole numbers: a side over that of the cut is under min_size over image_size.
+        return any(side * self.image_size < self.min_size * to for side, to in zip(size, cut, strict=True))
 
     def cut(self, packed: Packed, size: Size) -> Tensor | Fault:
         """The largest central part of a shape, resized: uint8 (3, H, W); or what is wrong."""

@@ -44,7 +44,7 @@ class TrainDecoder(Training):
     Each step trains one network, on images of its own, and freezes the other: :class:`~snapgen_pl.modules.turns.Turns`.
     So ``trainer.max_steps`` counts the steps of both, ``images_seen`` the decoder's images alone. The average is of the
     decoder alone too: set ``ema.modules`` to [decoder]. A Trainer of your own needs ddp_find_unused_parameters_true
-    under DDP, which the command line makes of ``ddp``.
+    under DDP; the command line sees to it.
 
     Validation decodes the posteriors' means to bytes, and tells PSNR, SSIM and, where it is trained on, LPIPS; and once
     a session those of the autoencoder's own decoder, as ``val/psnr_full`` and so on.
@@ -67,8 +67,8 @@ class TrainDecoder(Training):
         accumulate: batches a step.
         gradient_clip: each network's gradients are clipped to this norm; None leaves them.
         seed: seeds the draws from posteriors.
-        init_from: folder of a run whose averaged weights the decoder begins with; a resumed run's checkpoint takes
-            their place.
+        init_from: folder of a run, or of a pipeline, whose averaged weights the decoder begins with; a resumed run's
+            checkpoint takes their place.
         inception: torch-fidelity's file of Inception weights, with which validation also tells ``rfid@N``.
 
     Raises:

@@ -43,7 +43,7 @@ class StepDistill(Distill):
     generator's alone. In each turn the other network is frozen. Lightning's gradient clipping and accumulation
     are not for two optimizers: ``gradient_clip`` and ``accumulate`` stand here instead.
 
-    A Trainer of your own needs ddp_find_unused_parameters_true under DDP, which the command line makes of ``ddp``.
+    A Trainer of your own needs ddp_find_unused_parameters_true under DDP; the command line sees to it.
 
     Args:
         denoiser: the generator, as in Distill; begin with a distilled student's weights by ``init_from``.

@@ -144,6 +144,8 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
     data.trainer = two_processes(tmp_path, use_distributed_sampler=False, accumulate_grad_batches=2)
     with pytest.raises(ValueError, match=r"not divide by 2 process\(es\) x 2 accumulated .* multiple of 4, such as 8"):
         data.setup("fit")
+    data.setup("validate")  # which takes no steps
+    assert sum(len(batch.position_B) for batch in data.val_dataloader()) == 3  # of 5
 
 
 def test_each_of_two_processes_takes_its_half(tmp_path: Path) -> None:

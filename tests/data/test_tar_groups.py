@@ -5,6 +5,7 @@ import io
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from snapgen_pl.data.transforms import crop_to, random_flip, to_pixels
 from snapgen_pl.data.unpacker import Unpacker
 from tests.bucket_run import BUCKETS
 from tests.data.test_tar_stream import same
-from tests.shards import emoji, encoded, shape, write_shards
+from tests.shards import emoji, encoded, shape, undecodable, write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:skipped")
 
@@ -258,9 +259,32 @@ def test_one_fault_more_than_the_limit_ends_the_run_at_the_same_group(
         next(stopped)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_goes_bad_in_a_later_pass_ends_the_run_and_shortens_no_group(tmp_path: Path, workers: int) -> None:
+    shards = write_shards(tmp_path, SIZES, shaped=True)
+    batches = iter(loader(shards, workers=workers, limit=2))
+    handed = list(islice(batches, 3 * sum(SIZES) // GROUP))
+    for shard in shards:
+        undecodable(Path(shard), 8)
+    with pytest.raises(ValueError, match=r"could not be used in \d passes over all shards, and data\.skip_limit is 2"):
+        handed += batches
+    assert {len(batch.position_B) for batch in handed} == {GROUP}
+
+
 def test_a_stream_without_an_image_of_use_ends(shards: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=r"100 shards in a row hold no image of use: \d+ images were smaller"):
         next(iter(loader(shards[:4], min_size=65)))
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([48, 64, 96]))
+def test_what_its_bucket_would_enlarge_too_much_is_left_out(height: int, width: int, min_size: int) -> None:
+    buckets, content = Buckets(64, step=8), io.BytesIO()
+    Image.new("RGB", (width, height)).save(content, "PNG")
+    packed = Packed("shard", "key", content.getvalue(), "a caption")
+    found = Unpacker(64, min_size, buckets).size(packed)
+    to = buckets.sizes[buckets.index(Size(height, width))]
+    enlarged = max(Fraction(to.height, height), Fraction(to.width, width))
+    assert (found is None) == (enlarged > Fraction(64, min_size))
 
 
 def test_what_waited_and_is_gone_is_a_fault(tmp_path: Path) -> None:

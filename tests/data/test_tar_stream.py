@@ -21,7 +21,7 @@ from snapgen_pl.data.tar_samples import Packed
 from snapgen_pl.data.tar_stream import TarStream
 from snapgen_pl.data.transforms import centre_crop, random_flip, to_pixels
 from snapgen_pl.data.unpacker import Unpacker
-from tests.shards import emoji, encoded, write_shards
+from tests.shards import emoji, encoded, undecodable, write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:skipped")
 
@@ -235,6 +235,35 @@ def test_each_pass_may_meet_the_same_faults_again(damaged: list[str]) -> None:
     strict.load_state_dict(state)
     with pytest.raises(ValueError, match=r"could not be used in 4 passes over all shards, and data\.skip_limit is 4"):
         some(strict, 1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_goes_bad_in_a_later_pass_ends_the_run_and_shortens_no_batch(tmp_path: Path, workers: int) -> None:
+    shards = write_shards(tmp_path, [8] * 4)
+    stopped = loader(shards, workers=workers, limit=2)
+    batches = iter(stopped)
+    handed = list(islice(batches, 24))  # of 8 a pass
+    for shard in shards:
+        undecodable(Path(shard), 8)
+    with pytest.raises(ValueError, match=r"could not be used in \d passes over all shards, and data\.skip_limit is 2"):
+        handed += batches
+    assert {len(batch.position_B) for batch in handed} == {BATCH}
+
+
+def test_ranks_that_lag_behind_bear_what_all_may(damaged: list[str]) -> None:
+    parts = [loader(damaged, 2, rank, 2, limit=8) for rank in range(2)]
+    batches = [iter(part) for part in parts]
+    for step in range(40):
+        for each in batches:
+            next(each)
+        if step % 3 == 0:
+            told = [part.own_state() for part in parts]
+            states = [part.joined_state(told) for part in parts]
+    assert parts[0].skipped.total.faults > 3 * 8
+    for rank in range(2):
+        resumed = loader(damaged, 2, rank, 2, limit=8)
+        resumed.load_state_dict(states[0])
+        some(resumed, 4)
 
 
 def test_faults_of_other_processes_and_of_earlier_sessions_count_too(damaged: list[str]) -> None:

@@ -109,6 +109,13 @@ def test_what_is_not_known_is_said_not_to_be(class_pipeline: Path) -> None:
     assert not (class_pipeline / "NOTICE").exists()
 
 
+@pytest.mark.parametrize("shards", ["https://host/photos/{00..99}.tar?key=secret", ["photos/00.tar", "more"]])
+def test_data_from_tars_are_named_without_what_may_be_secret(shards: str | list[str]) -> None:
+    (told,) = ingredients({"data": {"class_path": "snapgen_pl.data.tar_data.TarData", "init_args": {"shards": shards}}})
+    assert (told.role, told.licence) == ("data", None)
+    assert told.name in ("tars {00..99}.tar", "tars photos/00.tar")
+
+
 def test_a_student_of_sd35_under_gemma_owes_to_both(class_run: Path, tmp_path: Path) -> None:
     teacher = part("teachers.sd3.SD3Teacher", path=SD35, conditioner=part("conditioning.sd3_texts.SD3Texts", path=SD35))
     run = with_config(
