@@ -65,9 +65,10 @@ def ingredients(config: dict[str, Value], through: str = "", seen: Sequence[Path
 def _data(data: dict[str, Value], through: str) -> Iterator[Ingredient]:
     source = data.get("source")
     if not isinstance(source, dict):
-        shards = data.get("shards")
-        if places := shards if isinstance(shards, list) else [shards] if shards else []:
-            address, _, _ = str(places[0]).partition("?")  # what comes then may be secret
+        named = data.get("shards")
+        shards = named if isinstance(named, list) else [named]
+        if shards and shards[0]:
+            address, _, _ = str(shards[0]).partition("?")  # what comes then may be secret
             yield Ingredient("data", f"tars {_name(address)}", None, through)
         return
     settings, kind = arguments(source), str(source.get("class_path")).rpartition(".")[2]
