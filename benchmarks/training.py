@@ -57,8 +57,8 @@ _CPU = (
 )
 _CUDA = (
     "students, heads and averages in fp32 under bf16 autocast, the teacher in bf16; median over steps by device "
-    "events; graphed: compiled, and the step captured as one CUDA graph; MFU: counted FLOPs of student and teacher "
-    "over the device's dense bf16 peak; parts: of one step more, each waited for"
+    "events; graphed: compiled, and the step captured as one CUDA graph; MFU: counted FLOPs of student and teacher, "
+    "gradients through all of its blocks, over the device's dense bf16 peak; parts: of one step more, each waited for"
 )
 
 
