@@ -12,7 +12,7 @@ import pytest
 
 from snapgen_pl.checkpoints import newest, step_of
 from tests import sample_run
-from tests.test_experiments import EMBEDDED, SMALL_RUN, SMALL_STAGES, flags
+from tests.test_experiments import CLASS_TEXTS, EMBEDDED, SMALL_RUN, SMALL_STAGES, flags
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[1] / "experiments" / "imagenet256" / "slurm.sh"
@@ -30,7 +30,9 @@ def start(folder: Path, images: Path, steps: int) -> "subprocess.Popen[str]":
     }.items():
         (commands / name).write_text(f"#!/bin/sh\n{body}\n")
         (commands / name).chmod(0o755)
-    settings = SMALL_RUN | EMBEDDED | {"model.denoiser.stages": SMALL_STAGES, "model.denoiser.head_dim": "32"}
+    settings = (
+        SMALL_RUN | CLASS_TEXTS | EMBEDDED | {"model.denoiser.stages": SMALL_STAGES, "model.denoiser.head_dim": "32"}
+    )
     settings |= {"data.source.root": str(images), "trainer.max_steps": str(steps), "checkpoint.every_n_steps": "5"}
     settings |= {"trainer.val_check_interval": "1000", "trainer.accelerator": "cpu"}
     environment = os.environ | {"PATH": f"{commands}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
