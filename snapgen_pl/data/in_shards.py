@@ -24,8 +24,11 @@ class InShards(L.LightningDataModule, ABC):
     shard_size: int
     batch_size: int
     unit: str
-    # Where fewer shards are left than there are processes, Lightning would refuse.
-    allow_zero_length_dataloader_with_multiple_devices = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Where fewer shards are left than there are processes, Lightning would refuse. It sets its own default as here.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
 
     @property
     @abstractmethod
