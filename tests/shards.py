@@ -3,7 +3,7 @@
 import io
 import tarfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -113,9 +113,24 @@ def served(folder: Path) -> Iterator[Server]:
 
 def undecodable(path: Path, samples: int) -> None:
     """A shard of images that are none."""
-    with tarfile.open(path, "w") as tar:
-        for number in range(samples):
-            for ending, content in (("png", b"none"), ("txt", b"a cat")):
-                member = tarfile.TarInfo(f"{number:06d}.{ending}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+    write_files(path, [{"png": b"none", "txt": b"a cat"}] * samples)
+
+
+def write_files(path: Path, samples: Iterable[Mapping[str, bytes]]) -> str:
+    """A shard of samples' files, by extension, whatever is in them; returns its name."""
+    members = [
+        (f"{number:06d}.{extension}", content)
+        for number, files in enumerate(samples)
+        for extension, content in files.items()
+    ]
+    return str(packed(path, members))
+
+
+def packed(shard: Path, members: Sequence[tuple[str | tarfile.TarInfo, bytes]]) -> Path:
+    """A tar of just these members."""
+    with tarfile.open(shard, "w") as archive:
+        for name, content in members:
+            member = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return shard

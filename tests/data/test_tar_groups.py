@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
@@ -28,7 +27,7 @@ from snapgen_pl.data.transforms import crop_to, random_flip, to_pixels
 from snapgen_pl.data.unpacker import Unpacker
 from tests.bucket_run import BUCKETS
 from tests.data.test_tar_stream import same
-from tests.shards import emoji, encoded, shape, undecodable, write_shards
+from tests.shards import emoji, encoded, shape, undecodable, write_files, write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:skipped")
 
@@ -205,17 +204,14 @@ def test_what_was_read_was_given_or_waits(shards: tuple[str, ...], steps: int, p
 
 def faulty(shard: Path) -> str:
     """Images 0 to 19, of which 2 has no caption, 5 and 6 are cut off, 7 is too small, and 11 is no image at all."""
-    with tarfile.open(shard, "w") as archive:
-        for index in range(20):
-            height, width = (5, 5) if index == 7 else shape(index)
-            content = b"no image" if index == 11 else encoded(index, side=width, height=height)
-            files = {"png": content[: len(content) // 2] if index in (5, 6) else content}
-            files |= {} if index == 2 else {"txt": emoji().caption(index).encode()}
-            for extension, data in files.items():
-                member = tarfile.TarInfo(f"{index:06d}.{extension}")
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
-    return str(shard)
+
+    def files(index: int) -> dict[str, bytes]:
+        height, width = (5, 5) if index == 7 else shape(index)
+        content = b"no image" if index == 11 else encoded(index, side=width, height=height)
+        image = {"png": content[: len(content) // 2] if index in (5, 6) else content}
+        return image if index == 2 else image | {"txt": emoji().caption(index).encode()}
+
+    return write_files(shard, map(files, range(20)))
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Shards, whole and damaged, as their reader sees them."""
 
 import gzip
-import io
 import tarfile
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -14,19 +13,10 @@ from hypothesis import strategies as st
 from snapgen_pl.data.faults import Fault
 from snapgen_pl.data.tar_samples import Packed, read_shard
 from snapgen_pl.data.tar_shards import identity, list_shards
-from tests.shards import encoded, sample, write_shards
+from tests.shards import encoded, packed, sample, write_shards
 
 COUNT = 6
 IMAGE = encoded(0)
-
-
-def packed(shard: Path, members: list[tuple[str | tarfile.TarInfo, bytes]]) -> Path:
-    with tarfile.open(shard, "w") as archive:
-        for name, content in members:
-            member = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return shard
 
 
 def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:

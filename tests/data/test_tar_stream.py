@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice, takewhile
@@ -21,7 +20,7 @@ from snapgen_pl.data.tar_samples import Packed
 from snapgen_pl.data.tar_stream import TarStream
 from snapgen_pl.data.transforms import centre_crop, random_flip, to_pixels
 from snapgen_pl.data.unpacker import Unpacker
-from tests.shards import emoji, encoded, undecodable, write_shards
+from tests.shards import emoji, encoded, undecodable, write_files, write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:skipped")
 
@@ -167,16 +166,13 @@ def test_a_run_continues_on_other_hardware(
 
 def faulty(shard: Path, side: int = 64) -> str:
     """Images 0 to 9, of which 2 has no caption, 5 is cut off and 7 is half as large."""
-    with tarfile.open(shard, "w") as archive:
-        for index in range(10):
-            content = encoded(index, side=side // 2 if index == 7 else side)
-            files = {"png": content[: len(content) // 2] if index == 5 else content}
-            files |= {} if index == 2 else {"txt": emoji().caption(index).encode()}
-            for extension, data in files.items():
-                member = tarfile.TarInfo(f"{index:06d}.{extension}")
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
-    return str(shard)
+
+    def files(index: int) -> dict[str, bytes]:
+        content = encoded(index, side=side // 2 if index == 7 else side)
+        image = {"png": content[: len(content) // 2] if index == 5 else content}
+        return image if index == 2 else image | {"txt": emoji().caption(index).encode()}
+
+    return write_files(shard, map(files, range(10)))
 
 
 @pytest.fixture
