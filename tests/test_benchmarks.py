@@ -216,7 +216,7 @@ def test_the_forms_of_positions_were_recorded_by_the_files_of_today(monkeypatch:
     assert {form: curve["recipe"] for form, curve in recorded.items()} == {
         form: recipe(files) for form, files in emoji_rope.FORMS.items()
     }
-    shown = (ROOT / "README.md").read_text()
+    shown = (ROOT / "docs/text_to_image.md").read_text()
     for curve in recorded.values():
         assert " | ".join(f"{loss:.4f}" for loss in curve["losses"].values()) in shown
 

@@ -1,4 +1,4 @@
-"""What the README tells users to type works, and the tables it shows are those the code makes."""
+"""What README and docs tell users to type works, and the tables they show are those the code makes."""
 
 import json
 import re
@@ -10,28 +10,28 @@ from typing import get_args
 
 import pytest
 
-from benchmarks.readme import filled
+from benchmarks.pages import PAGES, filled, pages
 from snapgen_pl.__main__ import FUNCTION_VERBS, TRAINER_VERBS, main
 from snapgen_pl.config_files import load_config
 from snapgen_pl.tables.memory import Strategy, memory, merged
 from snapgen_pl.tables.table import Name, table
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+TEXT = "\n".join(pages().values())
+BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT, flags=re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 COMMANDS = [words for line in LINES if (words := shlex.split(line, comments=True))]
 # Those of a run need one: tests/test_experiments.py has the configurations that they name.
-OURS = [
-    words[words.index("-m") + 2 :]
+OURS = {
+    " ".join(words): words[words.index("-m") + 2 :]
     for words in COMMANDS
     if "snapgen_pl" in words and "--config" in words and "--run" not in words
-]
+}.values()
 
 
-def test_it_shows_commands_of_every_verb() -> None:
+def test_they_show_commands_of_every_verb() -> None:
     for verb in (*TRAINER_VERBS, *FUNCTION_VERBS):
-        assert f"python -m snapgen_pl {verb}" in README
+        assert f"python -m snapgen_pl {verb}" in TEXT
 
 
 @pytest.mark.parametrize("words", OURS, ids=" ".join)
@@ -51,7 +51,7 @@ def test_every_command_with_a_config_parses(
 @pytest.mark.parametrize(
     "words", [words for words in OURS if words[0] == "fit" and "--trainer.devices 8" in " ".join(words)], ids=" ".join
 )
-def test_what_it_trains_on_eight_gpus_fits_their_80_gib(words: list[str]) -> None:
+def test_what_they_train_on_eight_gpus_fits_their_80_gib(words: list[str]) -> None:
     given = dict(pairwise(words))
     files = [str(ROOT / file) for flag, file in pairwise(words) if flag == "--config"]
     images = reduce(merged, map(load_config, map(Path, files)), {})["data"]["init_args"]["batch_size"]
@@ -63,18 +63,18 @@ def test_what_it_trains_on_eight_gpus_fits_their_80_gib(words: list[str]) -> Non
     assert held < 80
 
 
-def test_its_make_targets_exist() -> None:
+def test_their_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert {words[1] for words in COMMANDS if words[0] == "make"} <= targets
 
 
 @pytest.mark.parametrize("name", get_args(Name))
-def test_its_tables_are_those_that_the_code_makes(name: Name) -> None:
-    assert table(name, "md") in README, "run `python -m benchmarks.readme`"
+def test_their_tables_are_those_that_the_code_makes(name: Name) -> None:
+    assert table(name, "md") in TEXT, "run `python -m benchmarks.pages`"
 
 
-def test_the_tests_that_it_names_exist_and_are_slow_where_it_says_so() -> None:
-    rows = [line for line in README.splitlines() if line.startswith("| ") and "`tests/" in line]
+def test_the_tests_that_they_name_exist_and_are_slow_where_they_say_so() -> None:
+    rows = [line for line in TEXT.splitlines() if line.startswith("| ") and "`tests/" in line]
     assert len(rows) > 10
     for row in rows:
         for name in re.findall(r"`(tests/[^`]+)`", row):
@@ -83,13 +83,28 @@ def test_the_tests_that_it_names_exist_and_are_slow_where_it_says_so() -> None:
 
 
 def test_the_tables_are_put_between_their_marks() -> None:
-    emptied = re.sub(r"(<!-- table \w+ -->\n).*?(\n<!-- end -->)", r"\1old\2", README, flags=re.DOTALL)
-    assert emptied != README
-    assert filled(emptied) == README
-    with pytest.raises(ValueError, match="the README has 0 places for the table imagenet256"):
-        filled("")
+    mark = re.compile(r"(<!-- table \w+ -->\n).*?(\n<!-- end -->)", re.DOTALL)
+    emptied = {path: mark.sub(r"\1old\2", text) for path, text in pages().items()}
+    assert emptied != pages()
+    assert filled(emptied) == pages()
+    with pytest.raises(ValueError, match="README and docs have 0 places for the table imagenet256"):
+        filled({PAGES[0]: ""})
 
 
-def test_it_links_to_files_that_exist() -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
-    assert [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_its_links_lead_to_what_exists(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if "://" in link:
+            continue
+        file, _, heading = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), link
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), flags=re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}, link
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    readme = pages()[PAGES[0]]
+    for page in PAGES[1:]:
+        assert f"](docs/{page.name})" in readme
