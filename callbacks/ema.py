@@ -28,8 +28,9 @@ class EMA(L.Callback):
     predict takes the average from there. Buffers are not averaged.
 
     Args:
-        half_life_images: images after which a weight's share in the average has halved.
-        ramp_up: the half-life's bound as a fraction of the images seen so far.
+        half_life_images: images after which a weight's share in the average has halved, once ``half_life_images /
+            ramp_up`` images were seen; TensorBoard has what is in force as ``train/ema_half_life``.
+        ramp_up: the half-life's bound until then, as a fraction of the images seen so far.
         modules: the children whose parameters are averaged.
     """
 
@@ -57,7 +58,11 @@ class EMA(L.Callback):
 
     def decay(self, images: int, total: int) -> float:
         """The share of the old average that remains after a step of ``images`` that brought the count to ``total``."""
-        return float(0.5 ** (images / min(self.half_life_images, self.ramp_up * total)))
+        return float(0.5 ** (images / self.half_life(total)))
+
+    def half_life(self, total: int) -> float:
+        """The half-life in images that is in force once so many were seen."""
+        return min(self.half_life_images, self.ramp_up * total)
 
     @property
     def averaged(self) -> bool:
@@ -119,6 +124,7 @@ class EMA(L.Callback):
         weights = [weight.float() for weight in _local(self._parameters)]
         torch._foreach_lerp_(_local(self._weights), weights, 1 - self.decay(total - self._images, total))
         self._images = total
+        pl_module.log("train/ema_half_life", self.half_life(total))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Puts the average in place."""

@@ -191,6 +191,27 @@ KINDS: dict[StageName, Kind] = {
 }
 
 
+class Logged(L.Callback):
+    """Keeps in the checkpoint what each batch changed of the metrics of training."""
+
+    def __init__(self) -> None:
+        self.values: list[dict[str, float]] = []
+        self._last: dict[str, float] = {}
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
+        changed = {name: value for name, value in found.items() if value != self._last.get(name)}
+        self._last = found
+        if changed:
+            self.values.append(changed)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": list(self.values)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.values = list(state_dict["values"])
+
+
 def train(made: Path, job: Job, processes: int) -> None:
     """One of the processes of a session."""
     kind = KINDS[job.stage]
@@ -208,7 +229,7 @@ def train(made: Path, job: Job, processes: int) -> None:
         val_check_interval=3,  # batches, so that accumulated ones are not all of a step
         devices=processes,
         strategy=strategy,
-        callbacks=[callback() for callback in kind.callbacks],
+        callbacks=[Logged(), *(callback() for callback in kind.callbacks)],
     )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EMA):

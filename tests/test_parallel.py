@@ -69,9 +69,18 @@ def assert_same(job: Job, expected: Job) -> None:
     print(f"{job.stage} {job.folder.name}: weights {weights:.1e}, average {average:.1e}, moments {max(relative):.1e}")
     assert max(weights, average) <= TOLERANCE
     assert max(relative) <= 1e-3
+    assert_logged_alike(found, wanted)
     # A step that one of them had left out would show: the average is where the weights were a few steps ago.
     lag = furthest(wanted["ema"]["weights"], {name: wanted["state_dict"][name] for name in wanted["ema"]["weights"]})
     assert lag > 30 * TOLERANCE
+
+
+def assert_logged_alike(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Each step was logged as the mean over all its batches, whoever had them."""
+    logged, expected = (saved["callbacks"]["Logged"]["values"] for saved in (found, wanted))
+    assert len(logged) == len(expected) > 0
+    for here, there in zip(logged, expected, strict=True):
+        assert here == pytest.approx(there, rel=1e-3, abs=1e-5)
 
 
 def alone(made: Path, stage: StageName, folder: Path, steps: int = STEPS, **options: Any) -> Job:

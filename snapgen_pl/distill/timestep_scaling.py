@@ -21,7 +21,7 @@ _PEAK = 4 / math.sqrt(2 * math.pi)
 def logit_normal_lambda(t: Tensor) -> Tensor:
     """lambda(t) = exp(-logit(t)^2 / 2) / (4 t (1 - t)): the density of logit-normal(0, 1) over its peak, at t = 0.5.
 
-    The paper has the density normalised; by what, is decided here.
+    That it is this density, normalised, is reported; by what, is decided here.
 
     Args:
         t: times that the network sees, in [0, 1], of any shape.

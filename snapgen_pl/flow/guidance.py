@@ -12,6 +12,7 @@ from snapgen_pl.flow.samplers import VelocityFn
 from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
 
 Join: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+_ROUNDING = 1e-6  # of times, which schedulers hold in fp32: an interval's ends are in it all the same
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Guidance:
     def acts_at(self, t: float) -> bool:
         """Whether t lies in the interval."""
         low, high = self.interval
-        return low <= t <= high
+        return low - _ROUNDING <= t <= high + _ROUNDING
 
     def combine(self, conditional_BCHW: Tensor, unconditional_BCHW: Tensor) -> Tensor:
         """v_uncond + s (v_cond - v_uncond) in the guided channels, v_cond in the others."""
@@ -52,7 +53,7 @@ class Guidance:
     def combine_at(self, t_B: Tensor, conditional_BCHW: Tensor, unconditional_BCHW: Tensor) -> Tensor:
         """What :meth:`combine` says of samples whose time lies in the interval, v_cond of the others."""
         low, high = self.interval
-        acts_B = (t_B >= low) & (t_B <= high)
+        acts_B = (t_B >= low - _ROUNDING) & (t_B <= high + _ROUNDING)
         return torch.where(
             acts_B[:, None, None, None], self.combine(conditional_BCHW, unconditional_BCHW), conditional_BCHW
         )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 Time = TypeVar("Time", float, Tensor)
+_GOLDEN_RATIO = -7046029254386353131  # its fraction, 0.618..., times 2**64, as int64 holds it
 
 
 def shift_time(t: Time, shift: float) -> Time:
@@ -29,6 +30,17 @@ def shift_time(t: Time, shift: float) -> Time:
 def time_bin(t: Tensor, bins: int) -> Tensor:
     """Which of ``bins`` equal parts of [0, 1] each time lies in, int64; t = 1 lies in the last."""
     return (t * bins).long().clamp(0, bins - 1)
+
+
+def even_times(position_B: Tensor) -> Tensor:
+    """Times in [0, 1) that any run of positions fills evenly: fractions of the golden ratio's multiples.
+
+    In fixed point, for fp32 has no fraction left of a large multiple.
+
+    Args:
+        position_B: int64 (B,), at least 0.
+    """
+    return (position_B * _GOLDEN_RATIO >> 40 & 0xFFFFFF).float() * 2.0**-24
 
 
 def check_positive(name: str, value: float) -> None:

@@ -1,4 +1,6 @@
-"""Attention of the UNet: multi-query, query/key-normalised, with 2-D axial rotary positions (paper, steps b, d, e, f).
+"""Attention of the UNet: multi-query, query/key-normalised, with rotary positions (paper, steps b, d, e, f).
+
+That positions are rotary is stated; that they are axial, half a head for rows and half for columns, is decided here.
 
 Axes in names: B batch, S positions or tokens, N heads, K key/value heads, D head width, C channels.
 """

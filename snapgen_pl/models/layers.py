@@ -18,7 +18,10 @@ GROUPS = 32
 
 
 def conv3x3(kind: Convolution, in_channels: int, out_channels: int, stride: int = 1) -> nn.Module:
-    """A dense 3x3 convolution, or its separable form: depthwise 3x3 then pointwise, without bias (paper, step c)."""
+    """A dense 3x3 convolution, or its separable form: depthwise 3x3 then pointwise (paper, step c).
+
+    That the separable form has no bias is decided here.
+    """
     if kind == "dense":
         return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)
     return nn.Sequential(

@@ -103,7 +103,7 @@ class UNet(Denoiser):
         head_dim: width of an attention head.
         kv_heads: key/value heads; 1 is multi-query (paper, step f), None gives every query head its own.
         qk_norm: RMS-normalises queries and keys (paper, step f).
-        rope: 2-D rotary positions in self-attention (paper, step f).
+        rope: rotary positions in self-attention (paper, step f); axial ones, decided here.
         rope_size: side of the square latent on which rotary positions lie 1 apart; on others they are scaled, and
             centred, so that latents of every size cover one area. None, decided here, is 1 apart on all.
         activation_checkpointing: recomputes blocks in the backward pass, for less memory and about a third more time.

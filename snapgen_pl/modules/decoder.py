@@ -179,7 +179,7 @@ class TrainDecoder(Training):
         """What the decoder pays for a batch."""
         terms = self.loss_terms(batch)
         if self.adversarial_begun:
-            self.log("train/adversarial_weight", terms.terms[-1].weight)
+            self.step_means.add({"adversarial_weight": torch.as_tensor(terms.terms[-1].weight)})
         return self.learn(terms, batch.position_B)
 
     def discriminator_step(self, batch: ImageBatch) -> TrainingStep:

@@ -27,7 +27,7 @@ from snapgen_pl.flow.guidance import Guidance, guided_velocity
 from snapgen_pl.flow.noise import initial_noise, step_noise
 from snapgen_pl.flow.path import PathSample, sample_path
 from snapgen_pl.flow.samplers import Euler, Sampler
-from snapgen_pl.flow.timesteps import LogitNormal, TimestepDistribution
+from snapgen_pl.flow.timesteps import LogitNormal, TimestepDistribution, even_times
 from snapgen_pl.fsdp import whole
 from snapgen_pl.images import from_uint8, to_uint8
 from snapgen_pl.metrics.binned_mean import BinnedMean
@@ -44,7 +44,6 @@ from snapgen_pl.starting_weights import begin
 
 VALIDATION_SEED = 0  # not the run's: validation losses compare across runs
 VALIDATION_BINS = 10
-GOLDEN_RATIO = 0.6180339887498949
 
 
 class Pretrain(Training):
@@ -271,8 +270,7 @@ class Pretrain(Training):
 
     def validation_sample(self, batch: Batch) -> tuple[PathSample, Condition]:
         """A batch at times that fill [0, 1] evenly, under noise of its own, and all it is asked for with; pinned."""
-        t_B = (batch.position_B * GOLDEN_RATIO % 1).float()
-        return self._path(batch, t_B, VALIDATION_SEED), batch.condition
+        return self._path(batch, even_times(batch.position_B), VALIDATION_SEED), batch.condition
 
     @property
     def asked_features(self) -> tuple[str, ...]:

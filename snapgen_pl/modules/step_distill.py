@@ -17,12 +17,12 @@ from snapgen_pl.distill.adversarial import AdversarialLoss, gradient_penalty
 from snapgen_pl.distill.loss_terms import LossTerm, LossTerms, Role
 from snapgen_pl.flow.path import PathSample, data_from_velocity, sample_path
 from snapgen_pl.flow.samplers import Euler, Sampler
-from snapgen_pl.flow.timesteps import TimestepDensity, TimestepGrid
+from snapgen_pl.flow.timesteps import TimestepDensity, TimestepGrid, even_times
 from snapgen_pl.fsdp import reshard
 from snapgen_pl.models.denoiser import Denoiser, DenoiserOutput
 from snapgen_pl.models.discriminator import Discriminator
 from snapgen_pl.modules.distill import Distill
-from snapgen_pl.modules.pretrain import GOLDEN_RATIO, VALIDATION_SEED, Pretrain
+from snapgen_pl.modules.pretrain import VALIDATION_SEED, Pretrain
 from snapgen_pl.modules.training import TrainingStep
 from snapgen_pl.modules.turns import Turns, discriminator_loss
 from snapgen_pl.rng import Stream
@@ -200,7 +200,7 @@ class StepDistill(Distill):
 
     def validation_sample(self, batch: Batch) -> tuple[PathSample, Condition]:
         """As in Pretrain, at the sampler's times."""
-        t_B = self.timesteps.sample((batch.position_B * GOLDEN_RATIO % 1).float())
+        t_B = self.timesteps.sample(even_times(batch.position_B))
         return self._path(batch, t_B, VALIDATION_SEED), batch.condition
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from snapgen_pl.distill.loss_terms import LossCombiner, LossTerms, WeightedSum
 from snapgen_pl.fsdp import match_layouts, shard, whole
+from snapgen_pl.modules.step_means import StepMeans
 
 
 class TrainingStep(TypedDict):
@@ -29,6 +30,8 @@ class Training(L.LightningModule):
     mixed precision, since they undo the scaling of losses themselves; but float16's losses alone are scaled. The norm
     is logged as ``train/gradient_norm``. Under float16, and by value, Lightning clips, and logs none.
 
+    Losses are logged as means over all batches of a step, accumulated ones and those of other processes too.
+
     Args:
         warmup_images: learning rates rise linearly over so many images.
         decay_images: they fall linearly to zero from there until so many images were seen; None keeps them.
@@ -36,6 +39,7 @@ class Training(L.LightningModule):
     Attributes:
         combine: makes one loss of the terms of a batch.
         images_seen: over all processes.
+        step_means: of what the step's batches say, to be logged with it.
 
     Raises:
         ValueError: for a schedule that would fall before it rose.
@@ -48,6 +52,7 @@ class Training(L.LightningModule):
         self.warmup_images, self.decay_images = warmup_images, decay_images
         self.combine: LossCombiner = WeightedSum()
         self.images_seen = 0
+        self.step_means = StepMeans()
 
     def configure_model(self) -> None:
         """Shards all that is trained, where the strategy has a mesh to shard over; once."""
@@ -74,17 +79,20 @@ class Training(L.LightningModule):
         return LambdaLR(optimizer, lambda _: rate(self.images_seen, self.warmup_images, self.decay_images))
 
     def learn(self, terms: LossTerms, position_B: Tensor) -> TrainingStep:
-        """Combines, logs and counts a batch.
+        """Combines, notes and counts a batch.
 
         Args:
             terms: of the batch.
             position_B: the samples' places in the stream of images.
         """
         combined = self.combine(terms)
-        self.log("train/loss", combined.loss)
-        self.log_dict({f"train/{name}": value for name, value in combined.logs.items()})
+        self.step_means.add({"loss": combined.loss, **combined.logs})
         self.images_seen += len(position_B) * self.trainer.world_size
         return {"loss": combined.loss, "terms": terms.detached(), "position_B": position_B}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Logs what the step is taken on."""
+        self.log_dict({f"train/{name}": mean for name, mean in self.step_means.take().items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the count of images as a plain integer."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from snapgen_pl.distill.loss_terms import LossTerms, WeightedSum, raw_means
-from snapgen_pl.modules.training import TrainingStep, clip_gradients
+from snapgen_pl.modules.training import Training, TrainingStep, clip_gradients
 
 Turn = Literal["generator", "discriminator"]
 
@@ -88,15 +88,15 @@ class Turns:
         self.steps[turn] += 1
 
 
-def discriminator_loss(module: L.LightningModule, terms: LossTerms, position_B: Tensor) -> TrainingStep:
-    """The weighted sum of what a discriminator pays, each term logged.
+def discriminator_loss(module: Training, terms: LossTerms, position_B: Tensor) -> TrainingStep:
+    """The weighted sum of what a discriminator pays, each term noted.
 
     Args:
         module: whose step it is.
         terms: per sample.
         position_B: the samples' places in the stream of images.
     """
-    module.log_dict({f"train/{name}": value for name, value in raw_means(terms).items()})
+    module.step_means.add(raw_means(terms))
     return {"loss": WeightedSum()(terms).loss, "terms": terms.detached(), "position_B": position_B}
 
 

@@ -27,8 +27,6 @@ from snapgen_pl.tf32 import tf32
 
 OUTPUTS = ("pil", "np", "pt", "latent")
 FILES = ("*.md", "*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")
-# Schedulers hold times in fp32; the ends of a guidance interval are in it all the same.
-ROUNDING = 1e-6
 
 Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
 
@@ -199,10 +197,9 @@ class SnapGenPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _guidance(self, scale: float | None) -> Guidance:
-        low, high = self.config["guidance_interval"]
         return Guidance(
             self.config["guidance_scale"] if scale is None else scale,
-            (max(low - ROUNDING, 0.0), min(high + ROUNDING, 1.0)),
+            tuple(self.config["guidance_interval"]),
             self.config["guidance_channels"],
         )
 

@@ -21,7 +21,7 @@ ASSUMED_MFU = 0.35
 
 NOTES = f"""\
 Images of {BATCH} a step, the network's forward and backward alone: latents are encoded before, samples and validation
-come on top. SnapGen's own schedule is not published. *Assumed* speeds are {ASSUMED_MFU:.0%} of the dense bf16 peak, by
+come on top. SnapGen's own schedule is not known. *Assumed* speeds are {ASSUMED_MFU:.0%} of the dense bf16 peak, by
 6 FLOPs a multiply-accumulate, and were not measured; *measured* ones are of a record in experiments/results."""
 
 

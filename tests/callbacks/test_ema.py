@@ -70,6 +70,7 @@ def test_the_average_is_that_of_a_reference_written_by_hand(tmp_path: Path, accu
     )
     trainer.fit(module, Stream(6))
     assert recorder.images == [6 * accumulate * step for step in range(1, 10)]
+    assert trainer.callback_metrics["train/ema_half_life"] == min(40, 0.5 * recorder.images[-1])
     expected = reference(start, recorder.raw, recorder.images, 40, 0.5)[-1]
     with ema.applied():
         for name, weight in averaged(module).items():

@@ -111,6 +111,20 @@ def test_outside_its_interval_guidance_neither_acts_nor_costs() -> None:
     torch.testing.assert_close(velocity(X, 0.7), alone(denoiser, CONDITIONING, 0.7))
 
 
+@pytest.mark.parametrize("shift", [1.0, 1.73, 3.0])
+@pytest.mark.parametrize("steps", [10, 28, 50])
+def test_the_ends_of_an_interval_are_in_it_whatever_rounding_made_of_a_time(steps: int, shift: float) -> None:
+    times = Euler(steps, shift).times()
+    for k, t in enumerate(times):
+        u = (steps - k) / steps
+        exact = shift * u / (1 + (shift - 1) * u)
+        for interval in ((0.0, exact), (exact, 1.0)):
+            guidance = Guidance(2.0, interval)
+            acts = guidance.combine_at(torch.tensor([t]), torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)) == 2
+            assert guidance.acts_at(t)
+            assert acts.all()
+
+
 @pytest.mark.parametrize("sampler", [Euler(5), Heun(5), SDE(5)], ids=repr)
 def test_a_sampler_prepares_each_conditioning_once_and_forwards_once_a_call(sampler: Sampler) -> None:
     denoiser = tiny()

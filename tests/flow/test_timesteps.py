@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -8,7 +9,15 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from snapgen_pl.flow.samplers import Euler
-from snapgen_pl.flow.timesteps import LogitNormal, TimestepDensity, TimestepGrid, Uniform, shift_time, time_bin
+from snapgen_pl.flow.timesteps import (
+    LogitNormal,
+    TimestepDensity,
+    TimestepGrid,
+    Uniform,
+    even_times,
+    shift_time,
+    time_bin,
+)
 from snapgen_pl.rng import Stream, uniform
 
 shifts = st.floats(0.1, 10)
@@ -20,6 +29,18 @@ DENSITIES = [
     LogitNormal(shift=1.73),
     LogitNormal(mean=-0.4, std=1.3, shift=3.0),
 ]
+
+
+@pytest.mark.parametrize("first", [0, 40_000, 10_000_000, 2**40])
+def test_any_run_of_positions_fills_the_times_evenly(first: int) -> None:
+    t_B = even_times(torch.arange(first, first + 1000)).sort().values
+    # Multiples of the golden ratio leave gaps of at most its square's reciprocal more than the mean (three-gap theorem).
+    assert 0 <= t_B[0] < t_B[-1] < 1
+    assert torch.diff(t_B).max() < 2.62 / 1000
+    assert torch.diff(t_B).min() > 0.38 / 1000
+    golden = Fraction(math.isqrt(5 << 200), 1 << 101) - Fraction(1, 2)
+    exact = [float(position * golden % 1) for position in range(first, first + 1000)]
+    assert t_B.tolist() == pytest.approx(sorted(exact), abs=2e-7 + first * 2.0**-62)
 
 
 def cumulative(density: TimestepDensity, cells: int = 20_000) -> tuple[Tensor, Tensor]:

@@ -100,7 +100,7 @@ def velocity(bundle: Bundle, denoiser: Model, told: Sequence[Mapping[str, Array]
         return predicted
 
     asked = predict(told[0])
-    if scale == 1 or not low <= t <= high:
+    if scale == 1 or not low - 1e-6 <= t <= high + 1e-6:  # both ends are in it, whatever rounding made of t
         return asked
     none = predict(told[1])
     guided: Array = none + scale * (asked - none)
