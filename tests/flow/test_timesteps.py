@@ -34,7 +34,7 @@ DENSITIES = [
 @pytest.mark.parametrize("first", [0, 40_000, 10_000_000, 2**40])
 def test_any_run_of_positions_fills_the_times_evenly(first: int) -> None:
     t_B = even_times(torch.arange(first, first + 1000)).sort().values
-    # Multiples of the golden ratio leave gaps of at most its square's reciprocal more than the mean (three-gap theorem).
+    # Gaps between multiples of the golden ratio are 0.38 to 2.62 of their mean (three-gap theorem).
     assert 0 <= t_B[0] < t_B[-1] < 1
     assert torch.diff(t_B).max() < 2.62 / 1000
     assert torch.diff(t_B).min() > 0.38 / 1000
