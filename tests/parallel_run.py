@@ -192,14 +192,16 @@ KINDS: dict[StageName, Kind] = {
 
 
 class Logged(L.Callback):
-    """Keeps in the checkpoint what each batch changed of the metrics of training."""
+    """Keeps in the checkpoint what each batch changed of what the module logs."""
 
     def __init__(self) -> None:
         self.values: list[dict[str, float]] = []
         self._last: dict[str, float] = {}
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
-        found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
+        metrics = trainer.callback_metrics.items()
+        # What the module logs: EMA's batch ends after this one's.
+        found = {n: float(v) for n, v in metrics if n.startswith("train/") and n != "train/ema_half_life"}
         changed = {name: value for name, value in found.items() if value != self._last.get(name)}
         self._last = found
         if changed:
