@@ -107,7 +107,7 @@ def main(
         record = export_onnx(graph, folder / "denoiser.onnx", {}, example)
         for each in attention:
             target, options = folder / f"{each}.mlpackage", Options(attention=each)
-            own = export_coreml(record.path, target, options, example.inputs, example.expected)
+            own = export_coreml(record.path, target, options, example)
             routes[f"snapgen_pl, {each}"] = _route(read_package(target), own.float32, own.float16, own.seconds)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         if baseline_numpy is not None:
@@ -140,8 +140,8 @@ def _baseline(size: Size, folder: Path, numpy: Path, example: Example) -> Route:
             raise ValueError(f"coremltools' route failed:\n{done.stderr[-2000:]}")
         seconds += float(done.stdout.split()[-1])
         package = read_package(path)
-        inputs = _renamed(example.inputs, package.inputs)
-        measured[precision] = measure(package, inputs, _renamed(example.expected, package.outputs))
+        own = Example(_renamed(example.inputs, package.inputs), _renamed(example.expected, package.outputs))
+        measured[precision] = measure(package, own)
     return _route(package, measured["FLOAT32"], measured["FLOAT16"], seconds)
 
 

@@ -96,9 +96,9 @@ def main(
             target = Path(name) / f"{each}.mlpackage"
             held: dict[str, Any] = {}
             if not evaluate:
-                convert(record.path, Options(attention=each)).save(target)
+                convert(record.path, target, Options(attention=each))
             else:
-                made = export_coreml(record.path, target, Options(attention=each), example.inputs, example.expected)
+                made = export_coreml(record.path, target, Options(attention=each), example)
                 held = _held(made)
                 print(f"{each}: {held}")
             package = read_package(target)

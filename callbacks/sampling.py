@@ -16,6 +16,7 @@ from snapgen_pl.data.loader import Sample
 from snapgen_pl.data.prompt_data import PromptData
 from snapgen_pl.data.requests import Request
 from snapgen_pl.data.source import Batch, NamesClasses
+from snapgen_pl.eval_mode import eval_mode
 from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.flow.samplers import NamedSampler, Sampler
 from snapgen_pl.metrics.sample_metric import Facts
@@ -140,20 +141,15 @@ def drawing(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
 
     EMA weights, eval mode, the run's precision, no gradients; global random state, which training owns, is put back.
     """
-    training = {part: part.training for part in module.modules()}
     devices = [module.device] if module.device.type == "cuda" else []
-    module.eval()
-    try:
-        with (
-            torch.no_grad(),
-            torch.random.fork_rng(devices=devices),
-            ema_weights(trainer),
-            trainer.precision_plugin.forward_context(),
-        ):
-            yield
-    finally:
-        for part, mode in training.items():
-            part.training = mode
+    with (
+        eval_mode(module),
+        torch.no_grad(),
+        torch.random.fork_rng(devices=devices),
+        ema_weights(trainer),
+        trainer.precision_plugin.forward_context(),
+    ):
+        yield
 
 
 def weights_name(trainer: L.Trainer) -> str:

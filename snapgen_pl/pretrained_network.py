@@ -1,12 +1,12 @@
 """Networks and tokenizers of transformers, read from a folder without running what it holds."""
 
-import logging
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from snapgen_pl.terminal import errors_alone
 
 if TYPE_CHECKING:  # the import takes seconds
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,8 +27,9 @@ def read_network(
         ValueError: if the files are damaged.
     """
     try:
-        # Weights that are missing are drawn first: the global generator is left alone.
-        with _errors_alone(), torch.random.fork_rng(devices=[]):
+        # Weights that are missing are drawn first: the global generator is left alone. Those that are not needed,
+        # as hundreds of a whole CLIP's, transformers would list.
+        with errors_alone("transformers"), torch.random.fork_rng(devices=[]):
             loaded: Any = kind.from_pretrained(
                 folder,
                 dtype=dtype,
@@ -66,16 +67,3 @@ def lacking(folder: Path, missing: Collection[str]) -> str:
 
 def _damaged(folder: Path, error: Exception) -> ValueError:
     return ValueError(f"{folder} cannot be loaded ({error}); download its files again")
-
-
-@contextmanager
-def _errors_alone() -> Iterator[None]:
-    """Keeps transformers from listing the hundreds of weights of a whole CLIP that its text encoder does not need."""
-    from transformers.utils.logging import get_verbosity, set_verbosity
-
-    before = get_verbosity()
-    set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        set_verbosity(before)

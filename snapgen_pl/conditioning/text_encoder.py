@@ -12,7 +12,7 @@ from torch import Tensor
 
 from snapgen_pl.conditioning.condition import TextStates
 from snapgen_pl.conditioning.encoder_weights import CONFIG, files_digest, inside, weight_files
-from snapgen_pl.conditioning.token_ids import SavedTokenizer, token_ids
+from snapgen_pl.conditioning.token_ids import token_ids
 from snapgen_pl.precision import DType
 from snapgen_pl.pretrained_folder import pretrained_folder
 from snapgen_pl.pretrained_network import lacking, read_network, read_tokenizer
@@ -131,11 +131,6 @@ class TextEncoder(ABC):
         with torch.device("meta"):
             network: Any = network_class(network_class.config_class.from_dict({**self._config, **self.settings()}))  # type: ignore[union-attr]
         return sum(parameter.numel() for parameter in network.parameters())
-
-    def saved_tokenizer(self) -> SavedTokenizer:
-        """Its tokenizer alone."""
-        kind, _ = self.classes()
-        return SavedTokenizer(str(self.tokenizer_files[0].parent), kind.__name__, self.tokens, self.truncate)
 
     def to(self, device: torch.device) -> Self:
         """Moves the network; one that is not loaded yet will be there."""

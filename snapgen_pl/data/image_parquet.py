@@ -16,6 +16,7 @@ from rich.progress import track
 from snapgen_pl.data.source import ImageSource, OpenSource
 from snapgen_pl.data.split import check_fraction, check_not_both, fingerprint, hold_out, labels_of
 from snapgen_pl.data.stored_set import CHECKED_UP_FRONT, StoredSet, check_up_to
+from snapgen_pl.extra import require
 
 _SHARD = re.compile(r"-(\d+)-of-(\d+)")
 
@@ -226,12 +227,7 @@ def list_rows(shards: Sequence[Shard], names: Mapping[int, str], label_of: Mappi
 
 
 def _parquet() -> ModuleType:
-    try:
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is not installed; run `pip install 'snapgen-pl[parquet]'`") from error
-    module: ModuleType = pyarrow.parquet
-    return module
+    return require("pyarrow.parquet", "parquet")
 
 
 def _read_shard(file: Path) -> Shard:

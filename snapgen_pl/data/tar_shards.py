@@ -11,6 +11,7 @@ from types import ModuleType
 
 from snapgen_pl.data.remote_file import RemoteFile
 from snapgen_pl.data.tars import Tar, find_tars
+from snapgen_pl.extra import require
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)  # of two letters or more: one is a drive
 _WEB = re.compile(r"https?://", re.IGNORECASE)
@@ -23,12 +24,7 @@ def webdataset() -> ModuleType:
     Raises:
         ValueError: where it is not installed.
     """
-    try:
-        import webdataset as package
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is not installed; run `pip install 'snapgen-pl[tars]'`") from error
-    module: ModuleType = package
-    return module
+    return require("webdataset", "tars")
 
 
 def list_shards(names: Sequence[str]) -> tuple[str, ...]:

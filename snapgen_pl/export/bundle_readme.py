@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from snapgen_pl.markdown import table
 from snapgen_pl.pipeline.ingredients import Ingredient
 from snapgen_pl.pipeline.licences import STABILITY
-from snapgen_pl.pipeline.terms import known, table, terms
+from snapgen_pl.pipeline.terms import known, terms
 
 _MEGA = 1e6
 

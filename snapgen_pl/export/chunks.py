@@ -13,7 +13,7 @@ from torch import Tensor
 from snapgen_pl.export.evaluate import evaluate
 from snapgen_pl.export.extra import require
 from snapgen_pl.export.package import Package, read_package
-from snapgen_pl.export.program import load_program, save_program
+from snapgen_pl.export.program import load_program, save_changed
 
 # What is handed over is called like what it was made of, which a package may not do.
 _UNIQUE: Mapping[str, Mapping[str, Any]] = {"common::dedup_op_and_var_names": {}}
@@ -61,8 +61,8 @@ def cut(package: Package, path: Path, inputs: Mapping[str, Tensor]) -> Chunks:
     utils = require("coremltools.models.utils")
     first, second = chunk_paths(path)
     place, _, _ = utils._get_op_idx_split_location(_listed(package))
-    save_program(utils._make_first_chunk_prog(_listed(package), place), package, first, _UNIQUE)
-    save_program(utils._make_second_chunk_prog(_listed(package), place), package, second, _UNIQUE)
+    save_changed(utils._make_first_chunk_prog(_listed(package), place), package, first, _UNIQUE)
+    save_changed(utils._make_second_chunk_prog(_listed(package), place), package, second, _UNIQUE)
     chunks = Chunks(read_package(first), read_package(second))
     found, expected = chunks(inputs), evaluate(package, inputs).outputs
     for name, tensor in expected.items():

@@ -16,7 +16,7 @@ from snapgen_pl.export.constant import TensorType
 from snapgen_pl.export.extra import require
 from snapgen_pl.export.options import Scheme
 from snapgen_pl.export.package import Operation, Package
-from snapgen_pl.export.program import load_program, save_program
+from snapgen_pl.export.program import load_program, save_changed
 
 METADATA = "snapgen_pl.compressed"  # under which a package says its scheme
 _WEIGHED = ("conv", "conv_transpose", "linear", "matmul", "gather")  # operations whose constants are weights
@@ -35,7 +35,7 @@ def compress(package: Package, path: Path, scheme: Scheme) -> None:
         op_type_configs=dict.fromkeys(_WEIGHED, config), op_name_configs=dict.fromkeys(kept_whole(package))
     )
     passes = {f"compression::{name}": {"config": settings}}
-    save_program(load_program(package), package, path, passes, {METADATA: scheme})
+    save_changed(load_program(package), package, path, passes, {METADATA: scheme})
 
 
 def compressed_weights(package: Package) -> list[Operation]:

@@ -1,23 +1,20 @@
-"""An ONNX file as a Core ML package that holds to the gates, before it stands at its name."""
+"""An ONNX file as a Core ML package that holds to the gates."""
 
 import shutil
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
-
-from torch import Tensor
+from typing import NamedTuple
 
 from snapgen_pl.export.ane import Tally, findings, tallies
-from snapgen_pl.export.chunks import chunk_paths, cut
+from snapgen_pl.export.chunks import cut
 from snapgen_pl.export.compress import compress, compressed_weights
+from snapgen_pl.export.example import Example
 from snapgen_pl.export.extra import require
 from snapgen_pl.export.gates import Measurement, Progress, gate_a, gate_b, gate_c, gate_d, measure
 from snapgen_pl.export.options import Options, Scheme
 from snapgen_pl.export.package import Package, read_package
-
-if TYPE_CHECKING:  # it takes the extra
-    from snapgen_pl.export.mil import Converted
 
 
 class CompressedRecord(NamedTuple):
@@ -72,56 +69,38 @@ def export_coreml(
     onnx_file: Path,
     path: Path,
     options: Options,
-    inputs: Mapping[str, Tensor],
-    expected: Mapping[str, Tensor],
+    example: Example,
     progress: Progress = iter,
 ) -> CoreMLRecord:
-    """Lowers an ONNX file twice, to float32 for gate A and to float16 to keep; whole or not at all.
+    """Lowers an ONNX file twice, to float32 for gate A and to float16 to keep.
 
     Where it is to be compressed, the float16 package is what is compressed, and is not kept.
 
     Args:
         onnx_file: the graph.
-        path: of the package, ``<graph>.mlpackage``; an older one there is replaced once the new one has passed.
+        path: of the package, ``<graph>.mlpackage``; what lies there where a gate does not hold is not to be kept.
         options: how; ``half`` is of no account.
-        inputs: an example.
-        expected: what torch gives for it, by the names of outputs.
+        example: of the graph.
         progress: wraps the operations of each evaluation.
 
     Raises:
         ValueError: where a gate does not hold; names the operator that is to blame.
     """
-    graph = path.stem
-    part = path.with_name(path.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    try:
-        whole, half = part / f"float32-{path.name}", part / path.name
-        converted, seconds = _written(onnx_file, whole, options._replace(half=False))
-        package = read_package(whole)
-        float32 = measure(package, inputs, expected, progress)
-        _hold(graph, [gate_c(float32), gate_a(float32)], onnx_file, package, converted, inputs)
-        shutil.rmtree(whole)
-        converted, more_seconds = _written(onnx_file, half, options._replace(half=True))
-        package = read_package(half)
-        float16 = measure(package, inputs, expected, progress)
-        _hold(graph, [gate_c(float16), gate_b(float16)], onnx_file, package, converted, inputs)
-        size, rules, counts = package.stored_bytes, tallies(findings(package)), package.operation_counts
-        compressed = None
-        if options.compress is not None and graph not in options.whole:
-            compressed = _compressed(package, options.compress, inputs, expected, progress)
-        chunks = _cut(half, inputs, options.chunk_above)
-        for place in (path, *chunk_paths(path)):
-            shutil.rmtree(place, ignore_errors=True)
-        for written in part.iterdir():
-            written.rename(path.with_name(written.name))
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / path.name
+        _, float32, seconds = _lowered(onnx_file, whole, options._replace(half=False), gate_a, example, progress)
+    half = options._replace(half=True)
+    package, float16, more_seconds = _lowered(onnx_file, path, half, gate_b, example, progress)
+    size, rules, counts = package.stored_bytes, tallies(findings(package)), package.operation_counts
+    compressed = None
+    if options.compress is not None and path.stem not in options.whole:
+        compressed = _compressed(package, options.compress, example, progress)
+    chunks = _cut(path, example, options.chunk_above)
     return CoreMLRecord(
-        graph,
+        path.stem,
         path,
         size,
-        options._replace(half=True),
+        half,
         counts,
         float32,
         float16,
@@ -132,23 +111,30 @@ def export_coreml(
     )
 
 
-def _written(onnx_file: Path, path: Path, options: Options) -> "tuple[Converted, float]":
+def _lowered(
+    onnx_file: Path,
+    path: Path,
+    options: Options,
+    gate: Callable[[Measurement], str | None],
+    example: Example,
+    progress: Progress,
+) -> tuple[Package, Measurement, float]:
+    """A package that holds to a gate and to gate C, what was measured of it, and the seconds that it took to write."""
     require("coremltools")
-    from snapgen_pl.export.mil import convert
+    from snapgen_pl.export.mil import convert, find_culprit
 
     start = time.perf_counter()
-    converted = convert(onnx_file, options)
-    converted.save(path)
-    return converted, time.perf_counter() - start
+    places = convert(onnx_file, path, options)
+    seconds = time.perf_counter() - start
+    package = read_package(path)
+    measured = measure(package, example, progress)
+    if complaint := gate_c(measured) or gate(measured):
+        culprit = find_culprit(onnx_file, package, places, example.inputs, "float16" if options.half else "float32")
+        raise ValueError(f"{path.stem} fails {complaint}" + (f"; {culprit}" if culprit else ""))
+    return package, measured, seconds
 
 
-def _compressed(
-    package: Package,
-    scheme: Scheme,
-    inputs: Mapping[str, Tensor],
-    expected: Mapping[str, Tensor],
-    progress: Progress,
-) -> CompressedRecord | None:
+def _compressed(package: Package, scheme: Scheme, example: Example, progress: Progress) -> CompressedRecord | None:
     """Puts a compressed package in the place of a package, unless there is nothing in it to compress."""
     start = time.perf_counter()
     path = package.path.with_name(f"{scheme}-{package.path.name}")
@@ -158,7 +144,7 @@ def _compressed(
     if not (weights := len(compressed_weights(compressed))):
         shutil.rmtree(path)
         return None
-    measured = measure(compressed, inputs, expected, progress)
+    measured = measure(compressed, example, progress)
     for complaint in filter(None, (gate_c(measured), gate_d(measured, scheme))):
         raise ValueError(f"{package.path.stem} fails {complaint}")
     record = CompressedRecord(scheme, weights, compressed.stored_bytes, measured, seconds)
@@ -167,29 +153,10 @@ def _compressed(
     return record
 
 
-def _cut(path: Path, inputs: Mapping[str, Tensor], above: float) -> tuple[int, ...]:
+def _cut(path: Path, example: Example, above: float) -> tuple[int, ...]:
     """Cuts a package in two where it is large; the bytes of both halves, or none."""
     package = read_package(path)
     if package.stored_bytes <= above * 1e6:
         return ()
-    first, second = cut(package, path, inputs)
+    first, second = cut(package, path, example.inputs)
     return first.stored_bytes, second.stored_bytes
-
-
-def _hold(
-    graph: str,
-    complaints: list[str | None],
-    onnx_file: Path,
-    package: Package,
-    converted: "Converted",
-    inputs: Mapping[str, Tensor],
-) -> None:
-    complaint = next(filter(None, complaints), None)
-    if complaint is None:
-        return
-    from snapgen_pl.export.mil import find_culprit
-
-    half = any(declared.dtype == "FLOAT16" for declared in package.outputs.values())
-    precision: Literal["float32", "float16"] = "float16" if half else "float32"
-    culprit = find_culprit(onnx_file, package, converted.places, inputs, precision)
-    raise ValueError(f"{graph} fails {complaint}" + (f"; {culprit}" if culprit else ""))

@@ -1,8 +1,9 @@
 """The packages of the extra ``export``, imported where they are needed."""
 
-import importlib
 import logging
 from types import ModuleType
+
+from snapgen_pl import extra
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "coremltools", "sklearn")  # the last for k-means
 
@@ -25,7 +26,4 @@ def require(name: str) -> ModuleType:
     """
     # It tells of what it would need to run models, on a Mac, and to convert from other packages.
     logging.getLogger("coremltools").setLevel(logging.ERROR)
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is not installed; run `pip install snapgen-pl[export]`") from error
+    return extra.require(name, "export")

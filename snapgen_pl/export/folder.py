@@ -218,7 +218,7 @@ def _write_graph(
     say(f"{graph.name}: Core ML")
     package = folder / COREML / f"{graph.name}.mlpackage"
     evaluating = partial(track, description=f"evaluating {graph.name}", transient=True)
-    return GraphRecord(onnx, export_coreml(onnx.path, package, coreml, example.inputs, example.expected, evaluating))
+    return GraphRecord(onnx, export_coreml(onnx.path, package, coreml, example, evaluating))
 
 
 def write_tokenizers(conditioner: Conditioner, folder: Path) -> None:

@@ -19,10 +19,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from torch import Tensor
-
 from snapgen_pl.export.difference import Difference, difference, worst
 from snapgen_pl.export.evaluate import Extreme, evaluate
+from snapgen_pl.export.example import Example
 from snapgen_pl.export.options import Scheme
 from snapgen_pl.export.package import Operation, Package
 
@@ -59,20 +58,17 @@ class Measurement(NamedTuple):
     seconds: float
 
 
-def measure(
-    package: Package, inputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], progress: Progress = iter
-) -> Measurement:
+def measure(package: Package, example: Example, progress: Progress = iter) -> Measurement:
     """Evaluates a package in its declared types.
 
     Args:
         package: to evaluate.
-        inputs: an example.
-        expected: what torch gives for it, by the names of outputs.
+        example: of the graph that it was made of.
         progress: see :func:`~snapgen_pl.export.evaluate.evaluate`.
     """
     start = time.perf_counter()
-    found = evaluate(package, inputs, progress=progress)
-    differences = {name: difference(found.outputs[name], tensor) for name, tensor in expected.items()}
+    found = evaluate(package, example.inputs, progress=progress)
+    differences = {name: difference(found.outputs[name], tensor) for name, tensor in example.expected.items()}
     by_size = sorted(found.extremes, key=lambda extreme: extreme.largest, reverse=True)
     largest = {extreme.type: extreme for extreme in reversed(by_size)}
     nonfinite = tuple(extreme for extreme in found.extremes if extreme.nonfinite)

@@ -1,22 +1,20 @@
-"""A graph as an ONNX file that says what it is, checked against torch before it stands at its name."""
+"""A graph as an ONNX file that says what it is, checked against torch."""
 
-import logging
-import shutil
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
+from snapgen_pl.eval_mode import eval_mode
 from snapgen_pl.export.example import Example, example_of
 from snapgen_pl.export.extra import require
 from snapgen_pl.export.graphs import Graph
 from snapgen_pl.export.programs import OnnxProgram, Program
+from snapgen_pl.terminal import errors_alone
 
 OPSET = 23  # attention and the norms are one node each from here on
 MAX_ERROR = 1e-4
@@ -50,15 +48,14 @@ class OnnxRecord(NamedTuple):
 
 
 def export_onnx(graph: Graph, path: Path, metadata: Mapping[str, str], example: Example | None = None) -> OnnxRecord:
-    """Writes a graph, whole or not at all.
+    """Writes a graph, and checks what was written.
 
     All but small weights lie in a file of their own beside it, for ONNX files of over 2 GB do not exist; the two belong
-    together. An export that is killed leaves a folder ``<path>.part``, and at most the new weights without a file to
-    read them.
+    together.
 
     Args:
         graph: in fp32, on the CPU.
-        path: to write to, in a folder that exists; an older file there is replaced.
+        path: to write to, in a folder that exists; what lies there where a check fails is not to be kept.
         metadata: what the file says of itself, besides its graph and the convention of times.
         example: of the graph; made here where it is not at hand.
 
@@ -69,23 +66,15 @@ def export_onnx(graph: Graph, path: Path, metadata: Mapping[str, str], example: 
     require("onnxscript")
     require("onnxruntime")
     start = time.perf_counter()
-    part = path.with_name(path.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    try:
-        file = part / path.name
-        with _evaluating(graph.module), torch.no_grad():
-            _write(graph, file, metadata)
-            if not _data(file).stat().st_size:  # all of them lie in the file itself
-                _data(file).unlink()
-            onnx.checker.check_model(str(file))
-            head = onnx.load(file, load_external_data=False)
-            opset = checked_opset(head, graph.name)
-            error = checked_error(graph.name, example or example_of(graph), OnnxProgram(str(file)))
-        size = sum(written.stat().st_size for written in part.iterdir())
-        _move(file, path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with eval_mode(graph.module), torch.no_grad():
+        _write(graph, path, metadata)
+        if not _data(path).stat().st_size:  # all of them lie in the file itself
+            _data(path).unlink()
+        onnx.checker.check_model(str(path))
+        head = onnx.load(path, load_external_data=False)
+        opset = checked_opset(head, graph.name)
+        error = checked_error(graph.name, example or example_of(graph), OnnxProgram(str(path)))
+    size = sum(file.stat().st_size for file in files_of(path))
     ops = dict(Counter(node.op_type for node in head.graph.node).most_common())
     parameters = sum(parameter.numel() for parameter in graph.module.parameters())
     return OnnxRecord(graph.name, path, parameters, size, opset, ops, error, time.perf_counter() - start)
@@ -136,7 +125,8 @@ def checked_error(name: str, example: Example, program: Program) -> float:
 
 
 def _write(graph: Graph, file: Path, metadata: Mapping[str, str]) -> None:
-    with _quiet():
+    # The exporter tells what torchvision would add, and what it will do another way one day.
+    with errors_alone("torch.onnx", "torch.__trace", "onnxscript"), warnings.catch_warnings(action="ignore"):
         program = torch.onnx.export(
             graph.module,
             tuple(graph.inputs.values()),
@@ -202,41 +192,5 @@ def _widen_masks(graph: Any) -> None:
         node.replace_input_with(3, wide[key])
 
 
-def _move(file: Path, path: Path) -> None:
-    """Moves a file and its weights to their place; the file comes last, and tells that both are there."""
-    path.unlink(missing_ok=True)
-    _data(path).unlink(missing_ok=True)
-    for written in reversed(files_of(file)):
-        written.replace(path.with_name(written.name))
-
-
 def _data(path: Path) -> Path:
     return path.with_name(path.name + ".data")
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """The module in eval mode; each of its parts is in its own again afterwards."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the exporter from telling what torchvision would add, and what it will do another way one day."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.__trace", "onnxscript")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)

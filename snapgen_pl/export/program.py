@@ -1,4 +1,4 @@
-"""The program of a saved Core ML package, to be changed and saved again with nothing else changed."""
+"""coremltools' programs: saved as packages, and read back to be changed and saved again with nothing else changed."""
 
 import io
 import shutil
@@ -25,14 +25,14 @@ def load_program(package: Package) -> Any:
     return milproto.load(utils.load_spec(str(package.path)), package.spec_version, weights)
 
 
-def save_program(
+def save_changed(
     program: Any,
     package: Package,
     path: Path,
     passes: Mapping[str, Mapping[str, Any]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a program as a package.
+    """Writes what became of a package's program as a package.
 
     coremltools' own functions from package to package end in all of its passes, which put norms and affines together
     under epsilons of their own, and fail where types are mixed.
@@ -44,19 +44,32 @@ def save_program(
         passes: the only ones that it goes through, and their settings.
         metadata: what it says of itself, besides what the package says.
     """
-    ct = require("coremltools")
-    pipeline = ct.PassPipeline(pass_names=list(passes))
+    pipeline = require("coremltools").PassPipeline(pass_names=list(passes))
     for name, settings in passes.items():
         pipeline.set_options(name, dict(settings))
+    save_program(program, path, IOS_OF[package.spec_version], pipeline, {**package.metadata, **(metadata or {})})
+
+
+def save_program(program: Any, path: Path, ios: int, pipeline: Any, metadata: Mapping[str, str]) -> None:
+    """Writes a program as a package, in the types that it has.
+
+    Args:
+        program: coremltools'.
+        path: to write to; an older package there is replaced.
+        ios: the oldest that shall run it.
+        pipeline: of the only passes that it goes through.
+        metadata: what the package says of itself.
+    """
+    ct = require("coremltools")
     with redirect_stderr(io.StringIO()):  # its bars, one a stage
         model = ct.convert(
             program,
             convert_to="mlprogram",
-            minimum_deployment_target=getattr(ct.target, f"iOS{IOS_OF[package.spec_version]}"),
+            minimum_deployment_target=getattr(ct.target, f"iOS{ios}"),
             compute_precision=ct.precision.FLOAT32,  # as it is
             pass_pipeline=pipeline,
             skip_model_load=True,
         )
-    model.user_defined_metadata.update({**package.metadata, **(metadata or {})})
+    model.user_defined_metadata.update(metadata)
     model.save(str(path))
-    shutil.rmtree(model.package_path)
+    shutil.rmtree(model.package_path)  # coremltools would hold it elsewhere on the disk until the process ends

@@ -10,9 +10,13 @@ from snapgen_pl.export.ane_exceptions import EXCEPTIONS
 from snapgen_pl.export.export_coreml import CompressedRecord, CoreMLRecord
 from snapgen_pl.export.gates import MAX_RELATIVE_L2, MIN_COMPRESSED_DB, MIN_PSNR_DB, Measurement
 from snapgen_pl.export.onnx import MAX_ERROR, OnnxRecord
+from snapgen_pl.markdown import table
 from snapgen_pl.provenance import describe_code, describe_machine
 
 KILO, MEGA = 1e3, 1e6
+_FIGURES = ("graph", "parameters, M", "ONNX, MB", "against torch", "package, MB", "float32", "float16", "largest value",
+            "operations", "rules broken", "compressed", "halves, MB")  # fmt: skip
+_RULES = ("graph", "rule of the Neural Engine", "broken, or excepted as", "values", "kB", "by", "the largest")
 
 
 class GraphRecord(NamedTuple):
@@ -54,35 +58,23 @@ def report_json(records: Sequence[GraphRecord]) -> dict[str, Value]:
 
 def report_markdown(records: Sequence[GraphRecord]) -> str:
     """The figures that tell whether to trust the files."""
-    lines = [
-        "| graph | parameters, M | ONNX, MB | against torch | package, MB | float32 | float16 | largest value | "
-        "operations | rules broken | compressed | halves, MB |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-        *(_row(record) for record in records),
-    ]
     rules = [_rule(record.coreml.graph, tally) for record in records if record.coreml for tally in record.coreml.rules]
-    return "\n".join(lines) + (
-        f"\n\nONNX Runtime against torch: the largest difference, under {MAX_ERROR:.0e} of the largest value or of 1. "
+    return (
+        f"{table(_FIGURES, map(_row, records), 'lr')}\n\n"
+        f"ONNX Runtime against torch: the largest difference, under {MAX_ERROR:.0e} of the largest value or of 1. "
         f"The package in float32 against torch: relative L2, under {MAX_RELATIVE_L2:.0e}. In float16: PSNR, "
         f"{MIN_PSNR_DB:.0f} dB or more, and no value on the way is NaN or infinite; the largest is told as a share of "
         "float16's largest too. Rules broken are those of the Neural Engine, counted by value. Compressed packages "
         f"stand in the place of those in float16, and have against torch at least {_limits()}. Halves lie beside the "
         "whole, and give together what it gives, bit for bit.\n"
-        + (f"\n{_RULES_HEAD}\n" + "\n".join(rules) + f"\n\n{_exceptions(records)}\n" if rules else "")
+        + (f"\n{table(_RULES, rules, 'lllrrll')}\n\n{_exceptions(records)}\n" if rules else "")
     )
 
 
-_RULES_HEAD = (
-    "| graph | rule of the Neural Engine | broken, or excepted as | values | kB | by | the largest |\n"
-    "|---|---|---|--:|--:|---|---|"
-)
-
-
-def _rule(graph: str, tally: Tally) -> str:
+def _rule(graph: str, tally: Tally) -> list[str]:
     worst = tally.worst[0]
-    cells = [graph, tally.rule, tally.exception or "**broken**", f"{tally.total:,}", f"{tally.bytes / KILO:,.1f}",
-             tally.doers, f"{worst.operation}: {worst.value}"]  # fmt: skip
-    return f"| {' | '.join(cells)} |"
+    return [graph, tally.rule, tally.exception or "**broken**", f"{tally.total:,}", f"{tally.bytes / KILO:,.1f}",
+            tally.doers, f"{worst.operation}: {worst.value}"]  # fmt: skip
 
 
 def _exceptions(records: Sequence[GraphRecord]) -> str:
@@ -91,13 +83,14 @@ def _exceptions(records: Sequence[GraphRecord]) -> str:
     return "\n".join(["kB are those of the values, or of the padding of a short last axis. Excepted are:", "", *told])
 
 
-def _row(record: GraphRecord) -> str:
+def _row(record: GraphRecord) -> list[str]:
     onnx, coreml = record
     cells = [onnx.graph, f"{onnx.parameters / MEGA:.1f}", f"{onnx.bytes / MEGA:.1f}", f"{onnx.max_abs_error:.1e}"]
     if coreml is None:
-        return f"| {' | '.join([*cells, *['-'] * 8])} |"
+        return [*cells, *["-"] * 8]
     largest = coreml.float16.largest[0] if coreml.float16.largest else None
-    cells += [
+    return [
+        *cells,
         f"{coreml.bytes / MEGA:.1f}",
         f"{coreml.float32.difference.relative_l2:.1e}",
         f"{coreml.float16.difference.psnr_db:.1f} dB",
@@ -107,7 +100,6 @@ def _row(record: GraphRecord) -> str:
         _compressed(coreml.compressed),
         " + ".join(f"{size / MEGA:.1f}" for size in coreml.chunks) or "-",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def _compressed(record: CompressedRecord | None) -> str:

@@ -1,7 +1,7 @@
 """Programs in the places of a module's parts, so that it draws through them: all else is the module's own code."""
 
 from collections.abc import Mapping, Sequence
-from typing import NoReturn, Protocol, Self
+from typing import NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -9,12 +9,9 @@ from torch import Tensor
 from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
 from snapgen_pl.conditioning.class_conditioner import ClassConditioner
 from snapgen_pl.conditioning.condition import Condition, TextStates, labels, texts
-from snapgen_pl.conditioning.conditioner import Conditioner
 from snapgen_pl.conditioning.partial_texts import PartialTexts
-from snapgen_pl.conditioning.text_conditioner import Encoder
-from snapgen_pl.conditioning.text_encoder import TextEncoder
 from snapgen_pl.conditioning.token_ids import SavedTokenizer
-from snapgen_pl.export.graphs import CONTEXT, DECODER, DENOISER, state_inputs, text_graph
+from snapgen_pl.export.graphs import state_inputs
 from snapgen_pl.export.programs import Program, run_rows
 from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
 
@@ -177,44 +174,6 @@ class ProgramTexts(PartialTexts):
         for name, states in self.states(asked).items():
             inputs |= state_inputs(name, states)
         return _conditioning(run_rows(self.program, inputs), self.place.device)
-
-
-class Stands(Protocol):
-    """A module whose parts can be replaced, such as :class:`~snapgen_pl.modules.pretrain.Pretrain`."""
-
-    conditioner: Conditioner
-
-    def draw_through(self, denoiser: Denoiser, conditioner: Conditioner, autoencoder: Autoencoder) -> None:
-        """Draws through other parts from now on."""
-        ...
-
-
-def stand_in(module: Stands, programs: Mapping[str, Program]) -> None:
-    """Makes a module draw through programs.
-
-    Args:
-        module: built, and ready as far as it was when it was exported.
-        programs: by the names of the module's graphs, all of them.
-
-    Raises:
-        ValueError: where one is missing.
-    """
-    conditioner = module.conditioner
-    encoders = conditioner.text_encoders if isinstance(conditioner, PartialTexts) else {}
-    if missing := [name for name in (DENOISER, DECODER, CONTEXT, *map(text_graph, encoders)) if name not in programs]:
-        raise ValueError(f"there is no program {' and no '.join(missing)}; export the run whole")
-    stand: Conditioner
-    if isinstance(conditioner, ClassConditioner):
-        stand = ProgramLabels(programs[CONTEXT], conditioner.num_classes)
-    else:
-        own = {name: _encoder(encoder, programs[text_graph(name)]) for name, encoder in encoders.items()}
-        stand = ProgramTexts(programs[CONTEXT], own)
-    module.draw_through(ProgramDenoiser(programs[DENOISER]), stand, ProgramAutoencoder(programs[DECODER]))
-
-
-def _encoder(encoder: Encoder, program: Program) -> ProgramEncoder:
-    assert isinstance(encoder, TextEncoder), encoder  # an exported one is not exported again
-    return ProgramEncoder(program, encoder.saved_tokenizer(), encoder.identity)
 
 
 def _conditioning(outputs: Mapping[str, Tensor], device: torch.device) -> Conditioning:

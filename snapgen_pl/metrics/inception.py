@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from snapgen_pl.extra import require
 from snapgen_pl.images import check_uint8
 from snapgen_pl.tf32 import tf32
 
@@ -82,10 +83,7 @@ def _read(weights: Path) -> bytes:
 
 
 def _load(content: bytes, weights: Path) -> nn.Module:
-    try:
-        from torch_fidelity import FeatureExtractorInceptionV3
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is not installed; run `pip install 'snapgen-pl[fid]'`") from error
+    kind = require("torch_fidelity", "fid").FeatureExtractorInceptionV3
     # torch-fidelity unpickles what it is given whole, so it is given tensors alone, written again here.
     tensors = io.BytesIO()
     torch.save(_tensors(content, weights), tensors)
@@ -93,7 +91,7 @@ def _load(content: bytes, weights: Path) -> nn.Module:
     try:
         # It initialises at random what it then loads; the global generator is left alone.
         with torch.random.fork_rng(devices=[]):
-            network: nn.Module = FeatureExtractorInceptionV3(
+            network: nn.Module = kind(
                 "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=tensors
             )
     except RuntimeError as error:

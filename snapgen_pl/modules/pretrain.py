@@ -122,10 +122,6 @@ class Pretrain(Training):
         """The frozen autoencoder."""
         return self._autoencoder.module
 
-    def draw_through(self, denoiser: Denoiser, conditioner: Conditioner, autoencoder: Autoencoder) -> None:
-        """Draws through other parts from now on, such as exported ones of the same shapes."""
-        self.denoiser, self.conditioner, self._autoencoder = denoiser, conditioner, Frozen(autoencoder)
-
     def decoder(self) -> Facts:
         """What its samples owe to the autoencoder, for records."""
         return self.autoencoder.decoding()

@@ -1,8 +1,8 @@
 """What licences of a model's ingredients ask, in words that go along with it."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
+from snapgen_pl.markdown import table as table
 from snapgen_pl.pipeline.ingredients import Ingredient
 from snapgen_pl.pipeline.licences import Licence, most_restrictive
 
@@ -60,9 +60,3 @@ def known(made_from: Iterable[Ingredient]) -> list[Licence]:
 
 def _linked(licence: Licence) -> str:
     return f"[{licence.name}]({licence.link})" if licence.link else licence.name
-
-
-def table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
+from snapgen_pl import markdown
+
 Format: TypeAlias = Literal["md", "json", "csv"]
 Row: TypeAlias = Mapping[str, "bool | int | float | str | None"]
 
@@ -15,7 +17,7 @@ class Table:
 
     Args:
         rows: all of one set of keys.
-        header: of the Markdown.
+        header: of the Markdown; the first column is text, the others numbers.
         cells: of the Markdown, one list a row.
         notes: what a reader must know, below the Markdown.
     """
@@ -29,7 +31,7 @@ class Table:
             return json.dumps([dict(row) for row in self.rows], indent=2)
         if form == "csv":
             return self._csv()
-        return f"{markdown(self.header, self.cells)}\n\n{self.notes}"
+        return f"{markdown.table(self.header, self.cells, 'lr')}\n\n{self.notes}"
 
     def _csv(self) -> str:
         text = io.StringIO()
@@ -37,12 +39,6 @@ class Table:
         writer.writeheader()
         writer.writerows(self.rows)
         return text.getvalue().rstrip("\n")
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others numbers."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
 def number(value: float | None, digits: int) -> str:

@@ -269,8 +269,8 @@ def test_a_validation_set_that_does_not_fit_is_refused(folder: Path, root: Path)
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ValueError, match=r"pyarrow is not installed; run `pip install 'snapgen-pl\[parquet\]'`"):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ValueError, match=r"pyarrow.parquet is not installed; run `pip .* 'snapgen-pl\[parquet\]'`"):
         ImageParquet(root).open()
 
 

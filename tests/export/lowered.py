@@ -53,7 +53,7 @@ def package(onnx_file: Path, options: Options = FLOAT32) -> Package:
     # coremltools collects garbage at every conversion, which takes longer than all else where torch is loaded.
     gc.freeze()
     path = onnx_file.with_suffix(".mlpackage")
-    convert(onnx_file, options).save(path)
+    convert(onnx_file, path, options)
     return read_package(path)
 
 

@@ -128,7 +128,7 @@ def onnx_file(folder: Path, module: nn.Module, inputs: Mapping[str, Tensor]) -> 
 
 def lowered(file: Path, folder: Path, options: Options) -> Package:
     path = folder / "network.mlpackage"
-    convert(file, options).save(path)
+    convert(file, path, options)
     return read_package(path)
 
 

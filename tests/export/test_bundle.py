@@ -153,7 +153,8 @@ def test_clip_reads_texts_as_transformers_does(tmp_path: Path, name: str, pad: s
 
 
 def test_minilm_reads_texts_as_transformers_does(tmp_path: Path) -> None:
-    check_tokenizer(tmp_path, MiniLM(tokens=16, truncate=True).saved_tokenizer(), "minilm")
+    folder = MiniLM().tokenizer_files[0].parent
+    check_tokenizer(tmp_path, SavedTokenizer(str(folder), "BertTokenizer", 16, truncate=True), "minilm")
 
 
 @pytest.mark.parametrize(("tiny", "kind"), [(tiny_t5, "T5Tokenizer"), (tiny_gemma, "GemmaTokenizer")])

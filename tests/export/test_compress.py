@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 from benchmarks.export_compressed import decompressed, run_weights
 from snapgen_pl.export.compress import METADATA, compress, compressed_weights, kept_whole
 from snapgen_pl.export.evaluate import evaluate
-from snapgen_pl.export.example import read_example
+from snapgen_pl.export.example import Example, read_example
 from snapgen_pl.export.gates import MIN_COMPRESSED_DB, gate_d, measure
 from snapgen_pl.export.limits import to_half
 from snapgen_pl.export.options import Scheme
@@ -54,7 +54,7 @@ def test_a_denoiser_keeps_its_program_its_ends_and_what_torch_computes(
     for name in changed:
         check = check_int8 if scheme == "int8" else check_palette6
         check(before[name], after[name])
-    assert gate_d(measure(found, example.inputs, example.expected), scheme) is None
+    assert gate_d(measure(found, example), scheme) is None
 
 
 def test_weights_of_a_package_lead_back_to_those_of_its_run(exported_classes: Exported) -> None:
@@ -105,10 +105,10 @@ def test_gate_d_finds_a_channel_that_int8_cannot_hold(tmp_path: Path) -> None:
     whole = saved(tmp_path, between_convolutions(weight))
     inputs = {"x": torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))}
     inputs["x"][:, 0] = 0
-    expected = evaluate(whole, inputs, "float32").outputs
+    example = Example(inputs, evaluate(whole, inputs, "float32").outputs)
     for scheme, holds in (("palette6", True), ("int8", False)):
         compress(whole, tmp_path / f"{scheme}.mlpackage", scheme)
-        complaint = gate_d(measure(read_package(tmp_path / f"{scheme}.mlpackage"), inputs, expected), scheme)
+        complaint = gate_d(measure(read_package(tmp_path / f"{scheme}.mlpackage"), example), scheme)
         assert (complaint is None) == holds
     assert complaint is not None
     assert "gate D: as int8 it has" in complaint

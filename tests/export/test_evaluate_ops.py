@@ -87,7 +87,6 @@ for name, expected in {
     "square": lambda x: x * x,
     "sin": np.sin,
     "cos": np.cos,
-    "tan": np.tan,
     "tanh": np.tanh,
     "sigmoid": sigmoid,
     "silu": lambda x: x * sigmoid(x),
@@ -107,10 +106,7 @@ for name, expected in {
     "mul": np.multiply,
     "maximum": np.maximum,
     "minimum": np.minimum,
-    "floor_div": np.floor_divide,
-    "mod": np.mod,
     "equal": np.equal,
-    "not_equal": np.not_equal,
     "greater": np.greater,
     "greater_equal": np.greater_equal,
     "less": np.less,
@@ -126,8 +122,6 @@ case("sqrt", lambda x: mb.sqrt(x=x), np.sqrt, POSITIVE)
 case("log", lambda x: mb.log(x=x, epsilon=0.5), lambda x: np.log(x + np.float32(0.5)), POSITIVE)
 case("rsqrt", lambda x: mb.rsqrt(x=x, epsilon=0.5), lambda x: (x + 0.5) ** -0.5, POSITIVE)
 case("inverse", lambda x: mb.inverse(x=x, epsilon=0.5), lambda x: 1 / (x + 0.5), POSITIVE)
-case("clip", lambda x: mb.clip(x=x, alpha=-0.5, beta=0.25), lambda x: np.clip(x, -0.5, 0.25), X)
-case("leaky_relu", lambda x: mb.leaky_relu(x=x, alpha=0.1), lambda x: np.maximum(x, 0.1 * x), X)
 case("gelu", lambda x: mb.gelu(x=x), lambda x: x * scipy.special.ndtr(x.astype(float)), 3 * X)
 case("gelu tanh", lambda x: mb.gelu(x=x, mode="TANH_APPROXIMATION"), gelu_tanh, 3 * X)
 case("gelu sigmoid", lambda x: mb.gelu(x=x, mode="SIGMOID_APPROXIMATION"), lambda x: x * sigmoid(1.702 * x), 3 * X)
@@ -200,7 +194,7 @@ case(
     on=I18,
 )
 
-# Convolutions and pooling.
+# Convolutions.
 IMAGE, WEIGHT, BIAS = normal(2, 4, 7, 9), normal(6, 2, 3, 2), normal(6)
 case(
     "conv",
@@ -217,20 +211,6 @@ for pad_type, onnx_pad in (("valid", "VALID"), ("same", "SAME_UPPER"), ("same_lo
         lambda x, onnx_pad=onnx_pad: onnx("Conv", x, WEIGHT, group=2, strides=[2, 3], auto_pad=onnx_pad),
         IMAGE,
     )
-    case(
-        f"avg_pool {pad_type}",
-        lambda x, pad_type=pad_type: mb.avg_pool(
-            x=x, kernel_sizes=[2, 3], strides=[2, 2], pad_type=pad_type, exclude_padding_from_average=True
-        ),
-        lambda x, onnx_pad=onnx_pad: onnx("AveragePool", x, kernel_shape=[2, 3], strides=[2, 2], auto_pad=onnx_pad),
-        IMAGE,
-    )
-    case(
-        f"max_pool {pad_type}",
-        lambda x, pad_type=pad_type: mb.max_pool(x=x, kernel_sizes=[2, 3], strides=[2, 2], pad_type=pad_type),
-        lambda x, onnx_pad=onnx_pad: onnx("MaxPool", x, kernel_shape=[2, 3], strides=[2, 2], auto_pad=onnx_pad),
-        IMAGE,
-    )
 case("conv of a line", lambda x: mb.conv(x=x, weight=WEIGHT[:, :, 0], groups=2), lambda x: line(x), IMAGE[:, :, 0])
 
 
@@ -243,105 +223,14 @@ def line(x: Array) -> Array:
     return np.concatenate(halves, 1)
 
 
-POOL: dict[str, Any] = {"kernel_sizes": [3, 3], "strides": [2, 2], "pad_type": "custom", "pad": [1, 1, 1, 1]}
-ONNX_POOL: dict[str, Any] = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
-for ceil in (False, True):
-    for exclude in (False, True):
-        case(
-            f"avg_pool padded, ceil {ceil}, exclude {exclude}",
-            lambda x, ceil=ceil, exclude=exclude: mb.avg_pool(
-                x=x, **POOL, ceil_mode=ceil, exclude_padding_from_average=exclude
-            ),
-            lambda x, ceil=ceil, exclude=exclude: onnx(
-                "AveragePool", x, **ONNX_POOL, ceil_mode=int(ceil), count_include_pad=int(not exclude)
-            ),
-            normal(1, 2, 8, 7),
-        )
-    case(
-        f"max_pool padded, ceil {ceil}",
-        lambda x, ceil=ceil: mb.max_pool(x=x, **POOL, ceil_mode=ceil),
-        lambda x, ceil=ceil: onnx("MaxPool", x, **ONNX_POOL, ceil_mode=int(ceil)),
-        normal(1, 2, 8, 7),
-    )
-# One window more would begin in the padding after the input: ceil_mode leaves it out.
-case(
-    "max_pool whose last window holds nothing",
-    lambda x: mb.max_pool(
-        x=x, kernel_sizes=[2, 2], strides=[3, 3], pad_type="custom", pad=[1, 1, 1, 1], ceil_mode=True
-    ),
-    lambda x: corners(x),
-    normal(1, 2, 5, 5),
-)
-
-
-def corners(x: Array) -> Array:
-    """Written out: windows begin at -1 and 2, so they hold row 0, and rows 2 and 3."""
-    rows = np.stack([x[:, :, 0], x[:, :, 2:4].max(2)], 2)
-    return np.stack([rows[..., 0], rows[..., 2:4].max(3)], 3)
-
-
-TRANSPOSED = normal(4, 3, 4, 3)
-case(
-    "conv_transpose",
-    lambda x: mb.conv_transpose(
-        x=x, weight=TRANSPOSED, bias=BIAS, strides=[2, 3], groups=2, pad_type="custom", pad=[1, 0, 2, 1]
-    ),
-    lambda x: onnx("ConvTranspose", x, TRANSPOSED, BIAS, strides=[2, 3], group=2, pads=[1, 2, 0, 1]),
-    IMAGE,
-)
-case(
-    "conv_transpose valid",
-    lambda x: mb.conv_transpose(x=x, weight=TRANSPOSED, dilations=[2, 1], pad_type="valid"),
-    lambda x: onnx("ConvTranspose", x, TRANSPOSED, dilations=[2, 1]),
-    IMAGE,
-)
-case(
-    "conv_transpose same",
-    lambda x: mb.conv_transpose(x=x, weight=TRANSPOSED, bias=BIAS[:3], strides=[2, 2], pad_type="same"),
-    lambda x: onnx("ConvTranspose", x, TRANSPOSED, BIAS[:3], strides=[2, 2], auto_pad="SAME_UPPER"),
-    IMAGE,
-)
-case(
-    "conv_transpose of a given shape",
-    lambda x: mb.conv_transpose(
-        x=x,
-        weight=TRANSPOSED,
-        bias=BIAS[:3],
-        strides=[2, 2],
-        pad_type="custom",
-        pad=[1, 0, 1, 0],
-        output_shape=[2, 3, 16, 18],
-    ),
-    # ONNX: (input - 1) stride + output_padding + kernel - pads, the output padding after the end
-    lambda x: onnx("ConvTranspose", x, TRANSPOSED, BIAS[:3], strides=[2, 2], pads=[1, 1, 0, 0], output_padding=[1, 0]),
-    IMAGE,
-)
-
 # Normalisations and reductions.
 C4 = [normal(4) for _ in range(2)]
-VARIANCE = np.abs(normal(4)) + 0.1
-
-
-def channels(vector: Array) -> Array:
-    return vector[:, None, None]
 
 
 def standard(x: Array, axes: tuple[int, ...], epsilon: float = 1e-5) -> Array:
     return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + epsilon)
 
 
-case(
-    "batch_norm",
-    lambda x: mb.batch_norm(x=x, mean=C4[0], variance=VARIANCE, gamma=C4[1], beta=C4[0], epsilon=0.1),
-    lambda x: onnx("BatchNormalization", x, C4[1], C4[0], C4[0], VARIANCE, epsilon=0.1),
-    IMAGE,
-)
-case(
-    "batch_norm plain",
-    lambda x: mb.batch_norm(x=x, mean=C4[0], variance=VARIANCE),
-    lambda x: (x - channels(C4[0])) / np.sqrt(channels(VARIANCE) + 1e-5),
-    IMAGE,
-)
 case(
     "instance_norm",
     lambda x: mb.instance_norm(x=x, gamma=C4[1], beta=C4[0], epsilon=0.1),
@@ -362,12 +251,6 @@ case(
     lambda x: standard(x, (1, 3)) * GAIN[:, None],
     IMAGE,
 )
-case(
-    "l2_norm",
-    lambda x: mb.l2_norm(x=x, epsilon=0.1),
-    lambda x: x / np.sqrt((x**2).sum((1, 2, 3), keepdims=True) + 0.1),
-    IMAGE,
-)
 for axis in (-1, 1):
     case(
         f"softmax {axis}",
@@ -384,7 +267,6 @@ for name, reduction in {
     "prod": np.prod,
     "l2_norm": lambda x, axis, keepdims: np.sqrt((x**2).sum(axis, keepdims=keepdims)),
     "sum_square": lambda x, axis, keepdims: (x**2).sum(axis, keepdims=keepdims),
-    "log_sum_exp": lambda x, axis, keepdims: scipy.special.logsumexp(x, axis, keepdims=keepdims),
 }.items():
     reduce_name = f"reduce_{name}"
     case(
@@ -405,13 +287,13 @@ case("reduce_sum int", lambda x: mb.reduce_sum(x=x, axes=[1]), lambda x: x.sum(1
 case("reduce_max int", lambda x: mb.reduce_max(x=x, axes=[1]), lambda x: x.max(1), WHOLE)
 case("reduce_mean int", lambda x: mb.reduce_mean(x=x, axes=[1]), lambda x: x.mean(1), np.array([[1, 2, 6]], np.int32))
 case(
-    "argmax, argmin",
+    "reduce_argmax",
     lambda x: [
         mb.reduce_argmax(x=x, axis=1),
-        mb.reduce_argmin(x=x, axis=0, keep_dims=True),
+        mb.reduce_argmax(x=x, axis=0, keep_dims=True),
         mb.cast(x=mb.reduce_argmax(x=x, output_dtype="uint16"), dtype="int32"),
     ],
-    lambda x: (x.argmax(1), x.argmin(0, keepdims=True), x.argmax(-1)),
+    lambda x: (x.argmax(1), x.argmax(0, keepdims=True), x.argmax(-1)),
     X,
 )
 
@@ -428,7 +310,6 @@ case(
     normal(1, 3, 1, 4, 1),
 )
 case("concat", lambda x, y: mb.concat(values=(x, y), axis=-1), lambda x, y: np.concatenate((x, y), -1), X, X[..., :1])
-case("stack", lambda x, y: mb.stack(values=(x, y), axis=1), lambda x, y: np.stack((x, y), 1), X, -X)
 case("split", lambda x: mb.split(x=x, num_splits=2, axis=-1), lambda x: (x[..., :2], x[..., 2:]), X)
 case("split sizes", lambda x: mb.split(x=x, split_sizes=[1, 2], axis=1), lambda x: (x[:, :1], x[:, 1:]), X)
 case("tile", lambda x: mb.tile(x=x, reps=[2, 1, 3]), lambda x: np.tile(x, (2, 1, 3)), X)
@@ -445,8 +326,6 @@ case(
     lambda x: np.pad(x, ((0, 0), (1, 2), (0, 3)), constant_values=7),
     X,
 )
-case("fill", lambda x: mb.fill(shape=mb.shape(x=x), value=3.0), lambda x: np.full_like(x, 3), X)
-case("shape", lambda x: mb.shape(x=x), lambda x: np.array(x.shape), X)
 case("pixel_shuffle", lambda x: mb.pixel_shuffle(x=x, upscale_factor=2), lambda x: blocks(x, "CRD"), normal(2, 8, 3, 2))
 case("depth_to_space", lambda x: mb.depth_to_space(x=x, block_size=2), lambda x: blocks(x, "DCR"), normal(2, 8, 3, 2))
 
@@ -456,58 +335,11 @@ def blocks(x: Array, mode: str) -> Array:
 
 
 case(
-    "pixel_unshuffle",
-    lambda x: mb.pixel_shuffle(x=mb.pixel_unshuffle(x=x, downscale_factor=np.uint32(2)), upscale_factor=2),
-    lambda x: x,
-    normal(2, 2, 6, 4),
-)
-case(
-    "space_to_depth",
-    lambda x: mb.space_to_depth(x=x, block_size=2),
-    lambda x: onnx("SpaceToDepth", x, blocksize=2),
-    normal(2, 2, 6, 4),
-)
-case(
     "upsample_nearest_neighbor",
     lambda x: mb.upsample_nearest_neighbor(x=x, scale_factor_height=3, scale_factor_width=2),
     lambda x: np.kron(x, np.ones((3, 2), np.float32)),
     IMAGE,
 )
-case(
-    "resize_nearest_neighbor",
-    lambda x: mb.resize_nearest_neighbor(x=x, target_size_height=21, target_size_width=18),
-    lambda x: np.kron(x, np.ones((3, 2), np.float32)),
-    IMAGE,
-)
-
-
-def bilinear(x: Array, rows: Array, columns: Array) -> Array:
-    """numpy's interpolation at positions beyond whose ends the edge goes on."""
-    x = np.apply_along_axis(lambda v: np.interp(rows, np.arange(len(v)), v), -2, x)
-    return np.apply_along_axis(lambda v: np.interp(columns, np.arange(len(v)), v), -1, x)
-
-
-UP: dict[str, Any] = {"scale_factor_height": 2.0, "scale_factor_width": 1.5}
-case(
-    "upsample_bilinear corners",
-    lambda x: mb.upsample_bilinear(x=x, **UP),
-    lambda x: bilinear(x, np.linspace(0, 6, 14), np.linspace(0, 8, 13)),
-    IMAGE,
-)
-HALVES = [(np.arange(14) + 0.5) / 2 - 0.5, (np.arange(13) + 0.5) * 9 / 13 - 0.5]
-case(
-    "upsample_bilinear halves",
-    lambda x: mb.upsample_bilinear(x=x, **UP, align_corners=False),
-    lambda x: bilinear(x, *HALVES),
-    IMAGE,
-)
-case(
-    "upsample_bilinear left",
-    lambda x: mb.upsample_bilinear(x=x, **UP, align_corners=False, half_pixel_centers=False),
-    lambda x: bilinear(x, np.arange(14) / 2, np.arange(13) * 9 / 13),
-    IMAGE,
-)
-
 # Positions.
 case(
     "slice_by_index",
@@ -529,7 +361,6 @@ case(
     lambda x: x[1, :2, -2:, ::-1],
     IMAGE,
 )
-case("slice_by_size", lambda x: mb.slice_by_size(x=x, begin=[0, 1, 2], size=[2, 1, -1]), lambda x: x[:, 1:2, 2:], X)
 AT = np.array([[3, 0], [1, 3]], np.int32)
 case("gather", lambda x, i: mb.gather(x=x, indices=i, axis=-1), lambda x, i: x[..., i], X, AT)
 case("gather one", lambda x: mb.gather(x=x, indices=1, axis=1), lambda x: x[:, 1], X)
@@ -541,14 +372,6 @@ case(
     AT,
 )
 case("gather negative", lambda x, i: mb.gather(x=x, indices=i, axis=1), lambda x, i: x[:, i], X, AT[0] - 3, on=I16)
-ALONG = RNG.integers(0, 3, (2, 5, 4)).astype(np.int32)
-case(
-    "gather_along_axis",
-    lambda x, i: mb.gather_along_axis(x=x, indices=i, axis=1),
-    lambda x, i: np.take_along_axis(x, i, 1),
-    X,
-    ALONG,
-)
 PLACES = np.array([[1, 2], [0, 0], [1, 0]], np.int32)
 case("gather_nd", lambda x, i: mb.gather_nd(x=x, indices=i), lambda x, i: x[i[:, 0], i[:, 1]], X, PLACES)
 case(
@@ -558,28 +381,6 @@ case(
     X,
     np.array([[2], [1]], np.int32),
 )
-case(
-    "one_hot",
-    lambda i: [
-        mb.one_hot(indices=i, one_hot_vector_size=4, on_value=2.0, off_value=-1.0),
-        mb.one_hot(indices=i, one_hot_vector_size=5, axis=0),
-    ],
-    lambda i: (3 * np.eye(4)[i] - 1, np.moveaxis(np.eye(5)[i], -1, 0)),
-    AT,
-)
-case(
-    "band_part",
-    lambda x: [mb.band_part(x=x, lower=1, upper=0), mb.band_part(x=x, lower=-1, upper=1), mb.band_part(x=x)],
-    lambda x: (np.triu(np.tril(x), -1), np.tril(x, 1), x),
-    X,
-)
-case(
-    "cumsum",
-    lambda x: [mb.cumsum(x=x), mb.cumsum(x=x, axis=-1, exclusive=True), mb.cumsum(x=x, axis=1, reverse=True)],
-    lambda x: (x.cumsum(0), x.cumsum(-1) - x, x[:, ::-1].cumsum(1)[:, ::-1]),
-    X,
-)
-case("cumsum int", lambda x: mb.cumsum(x=x, axis=1), lambda x: x.cumsum(1), WHOLE)
 
 
 @pytest.fixture(scope="module")
@@ -627,7 +428,7 @@ def test_it_is_what_others_compute(results: dict[str, list[Array]], one: Case) -
 
 def test_all_operations_are_in_a_program_of_these_tests() -> None:
     named = {name for one in CASES for name in one.name.replace(",", "").split()}
-    tested = named | {"cast", "scaled_dot_product_attention", "reduce_argmax", "reduce_argmin", "range_1d"}
+    tested = named | {"cast", "scaled_dot_product_attention"}
     assert {op for op in OPERATIONS if not op.startswith("constexpr_")} <= tested
 
 
@@ -644,9 +445,6 @@ def call(op: str, spec_version: int = 8, **arguments: object) -> torch.Tensor:
 
 
 def test_what_coremltools_builds_with_no_static_shape_is_numpys() -> None:
-    for start, end, step in ((2, 11, 3), (5, -3, -2), (3, 3, 1)):
-        np.testing.assert_array_equal(call("range_1d", start=start, end=end, step=step), np.arange(start, end, step))
-    np.testing.assert_allclose(call("range_1d", start=0.5, end=1.6, step=0.4), [0.5, 0.9, 1.3], rtol=1e-6)
     vectors = call("matmul", x=P, y=P[0, 0], transpose_y=True), call("matmul", x=P[0, 0], y=Q[0].T, transpose_x=True)
     np.testing.assert_allclose(vectors[0], P @ P[0, 0], rtol=1e-5)
     np.testing.assert_allclose(vectors[1], P[0, 0] @ Q[0].T, rtol=1e-5)
@@ -663,9 +461,6 @@ def test_epsilons_that_a_program_leaves_out_are_core_mls() -> None:
     scaled = 1 / math.sqrt(1 + 1e-5 / 1e-6)
     for op in ("layer_norm", "instance_norm"):
         assert call(op, x=small)[0, 0, 0, 0].item() == pytest.approx(scaled, rel=1e-4)
-    assert call("l2_norm", x=small)[0, 0, 0, 0].item() == pytest.approx(1 / math.sqrt(3), rel=1e-4)
-    plain = call("batch_norm", x=small, mean=np.zeros(1, np.float32), variance=np.zeros(1, np.float32))
-    assert plain[0, 0, 0, 0].item() == pytest.approx(1e-3 / math.sqrt(1e-5), rel=1e-4)
 
 
 SIZES = st.integers(1, 3)
@@ -751,21 +546,18 @@ def test_slices_are_numpys(data: st.DataObject) -> None:
         ("indices -1 to 0 of 2 elements; from iOS 17", "gather", {"x": X, "indices": np.array([-1, 0])}),
         ("indices 2 to 2 of 2", "gather", {"x": X, "indices": 2, "validate_indices": False}),
         ("indices 0 to 3 of 3", "gather_nd", {"x": X, "indices": np.array([[0, 3], [0, 0]])}),
-        ("indices 5 to 5 of 4", "gather_along_axis", {"x": X, "indices": np.full((2, 3, 1), 5), "axis": 2}),
         ("batches are", "gather", {"x": X, "indices": AT[:1], "axis": 2, "batch_dims": 1}),
         ("resizes by 1.5 x 1", "upsample_nearest_neighbor", {"x": X, "scale_factor_height": 1.5}),
-        ("resizes by 0.5", "resize_nearest_neighbor", {"x": E, "target_size_height": 2, "target_size_width": 5}),
-        ("corners and half", "upsample_bilinear", {"x": X, "align_corners": True, "half_pixel_centers": True}),
+        ("resizes by 1 x 0.5", "upsample_nearest_neighbor", {"x": X, "scale_factor_width": 0.5}),
         ("sums over 'w' of the sizes", "einsum", {"values": (E, E), "equation": "nchw,nwhu->nchu"}),
         ("mode 'ERF'", "gelu", {"x": X, "mode": "ERF"}),
         ("dtype 'fp8'", "cast", {"x": X, "dtype": "fp8"}),
         ("pads 3 by 1, 3 in mode 'reflect'", "pad", {"x": X[0].T, "pad": np.array([1, 3]), "mode": "reflect"}),
         ("pad_type 'full'", "conv", {"x": IMAGE, "weight": WEIGHT, "groups": 2, "pad_type": "full"}),
-        ("pad_type 'full'", "conv_transpose", {"x": IMAGE, "weight": TRANSPOSED, "pad_type": "full"}),
         ("splits 3 into 2", "split", {"x": X, "axis": 1, "num_splits": 2}),
         ("into 3 parts of sizes", "split", {"x": X, "axis": 1, "num_splits": 3, "split_sizes": np.array([1, 2])}),
         ("do not ascend", "layer_norm", {"x": X, "axes": np.array([2, 1])}),
-        ("no argument 'values'", "stack", {"axis": 0}),
+        ("no argument 'values'", "concat", {"axis": 0}),
         ("one argument 'x'", "relu", {}),
         ("one argument 'x'", "relu", {"x": (X, X)}),
         ("string 'a'", "relu", {"x": "a"}),

@@ -27,7 +27,7 @@ def again(exported: Exported, folder: Path, options: Options = Options()) -> Cor
     """Lowers a run's denoiser once more."""
     onnx = exported.records["denoiser"].onnx.path
     example = read_example(exported.folder / "examples" / "denoiser.safetensors")
-    return export_coreml(onnx, folder / "denoiser.mlpackage", options, example.inputs, example.expected)
+    return export_coreml(onnx, folder / "denoiser.mlpackage", options, example)
 
 
 def test_every_package_of_a_run_holds(exported_classes: Exported, exported_texts: Exported) -> None:
@@ -85,21 +85,20 @@ def test_gate_a_finds_an_operator_that_is_another_one(
     wrong: Callable[[Lowering], Value],
 ) -> None:
     monkeypatch.setitem(RULES, op, wrong)
-    with pytest.raises(ValueError, match=rf"denoiser fails gate A: .*the error grows most in {op} ") as failed:
+    with pytest.raises(ValueError, match=rf"denoiser fails gate A: .*the error grows most in {op} "):
         again(exported_texts, tmp_path)
-    assert list(tmp_path.iterdir()) == [], failed.value
 
 
 def test_gate_a_tells_gelu_by_tanh_from_the_exact_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.from_numpy(numbers(0, 1, 8, 64))
     file = graph_file(tmp_path, [node("Gelu")], {"x": x.numpy()}, {})
-    example = {"x": x}, {"y": torch.nn.functional.gelu(x)}
-    assert export_coreml(file, tmp_path / "p.mlpackage", Options(), *example).float32.difference.relative_l2 < 1e-6
+    example = Example({"x": x}, {"y": torch.nn.functional.gelu(x)})
+    assert export_coreml(file, tmp_path / "p.mlpackage", Options(), example).float32.difference.relative_l2 < 1e-6
     monkeypatch.setitem(
         RULES, "Gelu", lambda lowering: apply(lowering, "gelu", lowering.variable(0), mode="TANH_APPROXIMATION")
     )
     with pytest.raises(ValueError, match=r"fails gate A: .*the error grows most in Gelu 'the_Gelu'"):
-        export_coreml(file, tmp_path / "p.mlpackage", Options(), *example)
+        export_coreml(file, tmp_path / "p.mlpackage", Options(), example)
 
 
 def written(tmp_path: Path, scale: float) -> tuple[Path, Example]:
@@ -118,10 +117,9 @@ def test_gate_c_names_the_operation_that_overflows(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"fails gate C: mul 'square' gives \d+ values that are NaN or infinite; its largest"
     ):
-        export_coreml(file, tmp_path / "p.mlpackage", Options(), *example)
-    assert not (tmp_path / "p.mlpackage").exists()
+        export_coreml(file, tmp_path / "p.mlpackage", Options(), example)
     whole_range, fits = written(tmp_path, 30)
-    assert not export_coreml(whole_range, tmp_path / "p.mlpackage", Options(), *fits).float16.nonfinite
+    assert not export_coreml(whole_range, tmp_path / "p.mlpackage", Options(), fits).float16.nonfinite
 
 
 def test_gate_b_finds_what_float16_cannot_tell(tmp_path: Path) -> None:
@@ -130,11 +128,12 @@ def test_gate_b_finds_what_float16_cannot_tell(tmp_path: Path) -> None:
     x = numbers(0, 1, 4, 8, 32)
     file = graph_file(tmp_path, nodes, {"x": x}, constants)
     # What is expected is what float32 gives: it loses something too.
-    expected = {"y": torch.from_numpy((x + np.float32(2000)) - np.float32(2000))}
+    expected = torch.from_numpy((x + np.float32(2000)) - np.float32(2000))
+    example = Example({"x": torch.from_numpy(x)}, {"y": expected})
     with pytest.raises(
         ValueError, match=r"fails gate B: in float16 it has \d\d\.\d dB, 50 dB are needed; .*Sub 'the_Sub'"
     ):
-        export_coreml(file, tmp_path / "p.mlpackage", Options(), {"x": torch.from_numpy(x)}, expected)
+        export_coreml(file, tmp_path / "p.mlpackage", Options(), example)
 
 
 @given(st.floats(1e-3, 1e3), st.integers(0, 99))

@@ -1,4 +1,4 @@
-"""Each graph as an ONNX file: what is in it, that it is torch's, and that it is whole or not there."""
+"""Each graph as an ONNX file: what is in it, and that it is torch's."""
 
 import re
 import sys
@@ -19,12 +19,12 @@ from snapgen_pl.conditioning.t5_text import T5Text
 from snapgen_pl.data.requests import Request
 from snapgen_pl.drawing import drawing_module
 from snapgen_pl.export.example import example_of
+from snapgen_pl.export.folder import open_exported
 from snapgen_pl.export.graphs import DecoderGraph, Graph, _context_graph, _text_graph
 from snapgen_pl.export.onnx import MAX_ERROR, OnnxRecord, checked_error, checked_opset, export_onnx
 from snapgen_pl.export.programs import OnnxProgram, run_rows
-from snapgen_pl.export.stand_ins import ProgramLabels, ProgramTexts, stand_in
+from snapgen_pl.export.stand_ins import ProgramLabels, ProgramTexts
 from snapgen_pl.trained_run import open_run
-from tests import pretrain_run
 from tests.conditioning import tiny_clip, tiny_gemma, tiny_sd3, tiny_t5
 from tests.export.exported_run import Exported
 
@@ -131,27 +131,6 @@ def test_parts_are_in_their_own_mode_again_and_nothing_is_printed(
     assert not recwarn.list
 
 
-@pytest.mark.parametrize("moment", ["checking", "moving"])
-def test_a_fault_in_the_middle_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
-    def fail(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    path = tmp_path / "decoder.onnx"
-    path.write_text("older")
-    monkeypatch.setattr("snapgen_pl.export.onnx.INLINE_BYTES", 64)
-    if moment == "checking":
-        monkeypatch.setattr("snapgen_pl.export.onnx.checked_error", fail)
-    else:
-        replace = Path.replace
-        monkeypatch.setattr(Path, "replace", lambda a, b: fail() if a.suffix == ".onnx" else replace(a, b))
-    with pytest.raises(KeyboardInterrupt):
-        export_onnx(decoder(), path, {})
-    # The older file stands until the new one is whole, and never beside weights of another.
-    assert [file.name for file in tmp_path.iterdir()] == {"checking": [path.name], "moving": [f"{path.name}.data"]}[
-        moment
-    ]
-
-
 def test_what_differs_from_torch_is_refused(written: OnnxRecord) -> None:
     graph = decoder()
     program = OnnxProgram(str(written.path))
@@ -179,7 +158,7 @@ def test_another_opset_is_refused() -> None:
 def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(
-        ValueError, match=re.escape(f"{package} is not installed; run `pip install snapgen-pl[export]`")
+        ValueError, match=re.escape(f"{package} is not installed; run `pip install 'snapgen-pl[export]'`")
     ):
         export_onnx(decoder(), tmp_path / "decoder.onnx", {})
     assert not list(tmp_path.iterdir())
@@ -204,27 +183,23 @@ def test_rows_are_run_one_by_one_and_shapes_are_checked(written: OnnxRecord) -> 
         run_rows(program, {"sample": latent})
 
 
-def test_a_built_module_draws_through_programs(exported_classes: Exported) -> None:
-    module = pretrain_run.pretrain()
-    programs = {name: OnnxProgram(str(record.onnx.path)) for name, record in exported_classes.records.items()}
-    with pytest.raises(ValueError, match="there is no program denoiser and no context"):
-        stand_in(module, {"decoder": programs["decoder"]})
-    stand_in(module, programs)
+def test_a_module_of_classes_is_built_of_programs_alone(exported_classes: Exported) -> None:
+    module = drawing_module(open_exported(str(exported_classes.folder), "onnx").config)
     assert isinstance(module.conditioner, ProgramLabels)
-    assert module.conditioner.null_label == 2
+    assert module.conditioner.null_label == 3
     assert not list(module.parameters())
 
 
-def test_a_built_module_of_texts_draws_through_programs_what_it_drew(exported_texts: Exported) -> None:
+def test_a_module_of_texts_draws_through_programs_what_it_drew(exported_texts: Exported) -> None:
     source = open_run(str(exported_texts.run))
-    module = drawing_module(source.config)
-    module.ready(source.folder, (), ())
-    source.load(module)
+    own, programs = (
+        drawing_module(each.config) for each in (source, open_exported(str(exported_texts.folder), "onnx"))
+    )
+    own.ready(source.folder, (), ())
+    source.load(own)
+    assert isinstance(programs.conditioner, ProgramTexts)
     request = Request(Texts(("a photo of cat", ""), {}), torch.tensor([0, 7]))
-    expected = module.sample(request)
-    stand_in(module, {name: OnnxProgram(str(record.onnx.path)) for name, record in exported_texts.records.items()})
-    assert isinstance(module.conditioner, ProgramTexts)
-    assert (module.sample(request).int() - expected.int()).abs().max() <= 1
+    assert (programs.sample(request).int() - own.sample(request).int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("name", ["class_texts", "joined", "gemma", "t5"])

@@ -379,5 +379,5 @@ def test_a_link_to_the_outside_is_refused(copy: Path) -> None:
 
 def test_without_coremltools_it_says_how_to_get_it(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "coremltools", None)
-    with pytest.raises(ValueError, match=r"run `pip install snapgen-pl\[export\]`"):
+    with pytest.raises(ValueError, match=r"run `pip install 'snapgen-pl\[export\]'`"):
         read_package(package.path)

@@ -45,6 +45,18 @@ def test_onnx_alone_leaves_the_run_as_it_is_and_replaces_an_older_export(
     )
 
 
+def test_an_export_that_fails_leaves_the_older_one_as_it_was(
+    exported_classes: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(exported_classes.folder, out)
+    monkeypatch.setattr("snapgen_pl.export.onnx.MAX_ERROR", 0.0)
+    assert main(["export", "--run", str(exported_classes.run), "--out", str(out), "--formats", "[onnx]"]) == 1
+    assert "denoiser differs from torch" in capsys.readouterr().err
+    assert files(out) == files(exported_classes.folder)
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_the_report_keeps_every_figure(exported_texts: Exported) -> None:
     report = json.loads((exported_texts.folder / "report.json").read_text())
     compressed = report["limits"].pop("compressed_psnr_db")

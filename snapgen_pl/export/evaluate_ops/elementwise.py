@@ -32,17 +32,6 @@ def inverse(a: Arguments) -> Tensor:
     return 1 / (a.tensor("x") + a.epsilon(1e-4))
 
 
-def clip(a: Arguments) -> Tensor:
-    """min(max(x, alpha), beta)."""
-    return a.tensor("x").clamp(a.number("alpha"), a.number("beta"))
-
-
-def leaky_relu(a: Arguments) -> Tensor:
-    """x, or alpha x where x is negative."""
-    x = a.tensor("x")
-    return torch.where(x >= 0, x, a.number("alpha") * x)
-
-
 def gelu(a: Arguments) -> Tensor:
     """x times the normal distribution, exact or by one of two approximations."""
     x, mode = a.tensor("x"), a.text("mode", "EXACT")
@@ -77,13 +66,10 @@ ELEMENTWISE: dict[str, Function] = {
     "sub": _binary(torch.sub),
     "mul": _binary(torch.mul),
     "real_div": _binary(torch.true_divide),
-    "floor_div": _binary(torch.floor_divide),
-    "mod": _binary(torch.remainder),  # of the divisor's sign, as numpy's
     "pow": _binary(torch.pow),
     "maximum": _binary(torch.maximum),
     "minimum": _binary(torch.minimum),
     "equal": _binary(torch.eq),
-    "not_equal": _binary(torch.ne),
     "greater": _binary(torch.gt),
     "greater_equal": _binary(torch.ge),
     "less": _binary(torch.lt),
@@ -98,7 +84,6 @@ ELEMENTWISE: dict[str, Function] = {
     "square": _unary(torch.square),
     "sin": _unary(torch.sin),
     "cos": _unary(torch.cos),
-    "tan": _unary(torch.tan),
     "tanh": _unary(torch.tanh),
     "erf": _unary(torch.erf),
     "sign": _unary(torch.sign),
@@ -113,8 +98,6 @@ ELEMENTWISE: dict[str, Function] = {
     "log": log,
     "rsqrt": rsqrt,
     "inverse": inverse,
-    "clip": clip,
-    "leaky_relu": leaky_relu,
     "gelu": gelu,
     "select": select,
     "cast": cast,

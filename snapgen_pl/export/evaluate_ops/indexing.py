@@ -1,4 +1,4 @@
-"""Operations that take or mark elements by position."""
+"""Operations that take elements by position."""
 
 from collections.abc import Callable
 
@@ -26,14 +26,6 @@ def slice_by_index(a: Arguments) -> Tensor:
     return x
 
 
-def slice_by_size(a: Arguments) -> Tensor:
-    """size elements from begin on, one of each an axis; -1 takes all that are left."""
-    x = a.tensor("x")
-    for axis, (begin, size) in enumerate(zip(a.ints("begin"), a.ints("size"), strict=True)):
-        x = x.narrow(axis, begin, x.shape[axis] - begin if size == -1 else size)
-    return x
-
-
 def gather(a: Arguments) -> Tensor:
     """x[..., indices, ...] at an axis; the first batch_dims axes of both go together."""
     x, indices = a.tensor("x"), a.tensor("indices")
@@ -45,12 +37,6 @@ def gather(a: Arguments) -> Tensor:
 def _taken(x: Tensor, indices: Tensor, axis: int) -> Tensor:
     shape = (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
     return x.index_select(axis, indices.reshape(-1)).reshape(shape)
-
-
-def gather_along_axis(a: Arguments) -> Tensor:
-    """Along an axis, the element that indices name at each place."""
-    x, axis = a.tensor("x"), a.integer("axis", 0)
-    return x.take_along_dim(_positions(a, a.tensor("indices"), x.shape[axis]), axis)
 
 
 def gather_nd(a: Arguments) -> Tensor:
@@ -89,46 +75,8 @@ def _batched(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, indices: T
     return results.reshape(*x.shape[:axes], *results.shape[1:])
 
 
-def one_hot(a: Arguments) -> Tensor:
-    """on_value where a new axis counts the index, off_value elsewhere."""
-    indices, axis = a.tensor("indices"), a.integer("axis", -1)
-    axis %= indices.ndim + 1
-    counts = torch.arange(a.integer("one_hot_vector_size")).view(-1, *[1] * (indices.ndim - axis))
-    on, off = (a.tensor(name) if a.has(name) else None for name in ("on_value", "off_value"))
-    return torch.where(
-        indices.unsqueeze(axis) == counts,
-        torch.ones((), dtype=torch.int32) if on is None else on.reshape(()),
-        torch.zeros((), dtype=torch.int32) if off is None else off.reshape(()),
-    )
-
-
-def band_part(a: Arguments) -> Tensor:
-    """Zero outside a band around the diagonal of the last two axes; a negative width keeps that whole side."""
-    x, lower, upper = a.tensor("x"), a.integer("lower", -1), a.integer("upper", -1)
-    below = torch.arange(x.shape[-2])[:, None] - torch.arange(x.shape[-1])
-    kept = ((below <= lower) | (lower < 0)) & ((-below <= upper) | (upper < 0))
-    return torch.where(kept, x, torch.zeros((), dtype=x.dtype))
-
-
-def cumsum(a: Arguments) -> Tensor:
-    """Sums of all elements up to each, along an axis; exclusive ones leave out the element itself."""
-    x, axis = a.tensor("x"), a.integer("axis", 0)
-    reverse, exclusive = a.flag("reverse", False), a.flag("exclusive", False)
-    x = x.flip(axis) if reverse else x
-    sums = x.cumsum(axis, dtype=x.dtype)
-    if exclusive:
-        zero = torch.zeros_like(sums.narrow(axis, 0, 1))
-        sums = torch.cat([zero, sums.narrow(axis, 0, x.shape[axis] - 1)], axis)
-    return sums.flip(axis) if reverse else sums
-
-
 INDEXING: dict[str, Function] = {
     "slice_by_index": slice_by_index,
-    "slice_by_size": slice_by_size,
     "gather": gather,
-    "gather_along_axis": gather_along_axis,
     "gather_nd": gather_nd,
-    "one_hot": one_hot,
-    "band_part": band_part,
-    "cumsum": cumsum,
 }

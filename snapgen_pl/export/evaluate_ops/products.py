@@ -1,12 +1,53 @@
-"""Matrix products and attention."""
+"""Convolutions, matrix products and attention."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from snapgen_pl.export.evaluate_ops.arguments import Arguments, Function
+
+Pads = list[tuple[int, int]]  # before and after each spatial axis
+_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+
+
+def conv(a: Arguments) -> Tensor:
+    """A convolution over 1 to 3 spatial axes."""
+    x, weight, axes = a.tensor("x"), a.tensor("weight"), a.tensor("x").ndim - 2
+    strides, dilations = a.ints("strides", [1] * axes), a.ints("dilations", [1] * axes)
+    extents = [(size - 1) * dilation + 1 for size, dilation in zip(weight.shape[2:], dilations, strict=True)]
+    pads = _pads(a, x.shape[2:], extents, strides)
+    x = F.pad(x, [size for pair in reversed(pads) for size in pair])  # which takes the last axis first
+    return _CONVOLUTIONS[axes - 1](x, weight, a.optional("bias"), strides, 0, dilations, a.integer("groups", 1))
+
+
+def _pads(a: Arguments, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int]) -> Pads:
+    """What pad_type and pad ask for.
+
+    ``same`` gives ceil(size / stride) results. Core ML's text has two rules for where its padding goes. Here it is as
+    little as gives that size, and an odd row goes after the input (before it for ``same_lower``): that is TensorFlow's
+    SAME, which coremltools converts to ``same``.
+
+    Args:
+        a: the operation's arguments.
+        sizes: of the input's spatial axes.
+        kernel: the extent of a dilated window.
+        strides: steps of the window.
+    """
+    kind, pad = a.text("pad_type", "valid"), a.ints("pad", [0] * (2 * len(sizes)))
+    if kind == "custom":
+        return list(zip(pad[::2], pad[1::2], strict=True))
+    if kind == "valid":
+        return [(0, 0)] * len(sizes)
+    if kind not in ("same", "same_lower"):
+        raise ValueError(f"its pad_type '{kind}' is unknown; export the package again")
+    totals = [
+        max(0, stride * math.ceil(size / stride) - size + extent - stride)
+        for size, extent, stride in zip(sizes, kernel, strides, strict=True)
+    ]
+    return [(t // 2, t - t // 2) if kind == "same" else (t - t // 2, t // 2) for t in totals]
 
 
 def linear(a: Arguments) -> Tensor:
@@ -53,6 +94,7 @@ def scaled_dot_product_attention(a: Arguments) -> Tensor:
 
 
 PRODUCTS: dict[str, Function] = {
+    "conv": conv,
     "linear": linear,
     "matmul": matmul,
     "einsum": einsum,

@@ -2,18 +2,9 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from snapgen_pl.export.evaluate_ops.arguments import Arguments, Function
-
-
-def batch_norm(a: Arguments) -> Tensor:
-    """gamma (x - mean) / sqrt(variance + epsilon) + beta, one of each a channel."""
-    x = a.tensor("x")
-    channels = (-1, *[1] * (x.ndim - 2))
-    scale = (a.tensor("variance") + a.epsilon(1e-5)).rsqrt().view(channels)
-    return _affine(a, (x - a.tensor("mean").view(channels)) * scale, channels)
 
 
 def instance_norm(a: Arguments) -> Tensor:
@@ -31,12 +22,6 @@ def layer_norm(a: Arguments) -> Tensor:
         raise ValueError(f"its axes {axes} do not ascend; export the package again")
     shape = tuple(x.shape[axis] if axis in axes else 1 for axis in range(x.ndim))
     return _affine(a, _normal(x, axes, a.epsilon(1e-5)), shape)
-
-
-def l2_norm(a: Arguments) -> Tensor:
-    """x / sqrt(sum of squares + epsilon) over the last three axes."""
-    x = a.tensor("x")
-    return x / (x.square().sum(dim=(-3, -2, -1), keepdim=True) + a.epsilon(1e-6)).sqrt()
 
 
 def _normal(x: Tensor, axes: list[int], epsilon: float) -> Tensor:
@@ -72,12 +57,10 @@ def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
     return x if keep else x.squeeze(axes)
 
 
-def _position(function: Callable[[Tensor, int, bool], Tensor]) -> Function:
-    def reduce(a: Arguments) -> Tensor:
-        a.ignore("output_dtype")  # the declared type of the result says the same
-        return function(a.tensor("x"), a.integer("axis", -1), a.flag("keep_dims", False))
-
-    return reduce
+def argmax(a: Arguments) -> Tensor:
+    """The position of the largest along an axis."""
+    a.ignore("output_dtype")  # the declared type of the result says the same
+    return a.tensor("x").argmax(a.integer("axis", -1), a.flag("keep_dims", False))
 
 
 def _real(x: Tensor) -> Tensor:
@@ -86,10 +69,8 @@ def _real(x: Tensor) -> Tensor:
 
 
 REDUCTIONS: dict[str, Function] = {
-    "batch_norm": batch_norm,
     "instance_norm": instance_norm,
     "layer_norm": layer_norm,
-    "l2_norm": l2_norm,
     "softmax": softmax,
     "reduce_sum": _reduction(lambda x, axes, keep: x.sum(axes, keep)),
     "reduce_mean": _reduction(lambda x, axes, keep: _real(x).mean(axes, keep)),
@@ -98,7 +79,5 @@ REDUCTIONS: dict[str, Function] = {
     "reduce_prod": _reduction(_product),
     "reduce_l2_norm": _reduction(lambda x, axes, keep: _real(x).square().sum(axes, keep).sqrt()),
     "reduce_sum_square": _reduction(lambda x, axes, keep: x.square().sum(axes, keep)),
-    "reduce_log_sum_exp": _reduction(lambda x, axes, keep: _real(x).logsumexp(axes, keep)),
-    "reduce_argmax": _position(torch.argmax),
-    "reduce_argmin": _position(torch.argmin),
+    "reduce_argmax": argmax,
 }

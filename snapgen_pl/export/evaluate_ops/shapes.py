@@ -1,6 +1,4 @@
-"""Operations that arrange elements anew, or make tensors of a given shape."""
-
-import math
+"""Operations that arrange elements anew."""
 
 import torch
 from torch import Tensor
@@ -44,11 +42,6 @@ def concat(a: Arguments) -> Tensor:
     return torch.cat(a.tensors("values"), a.integer("axis"))
 
 
-def stack(a: Arguments) -> Tensor:
-    """Along a new axis."""
-    return torch.stack(a.tensors("values"), a.integer("axis"))
-
-
 def split(a: Arguments) -> list[Tensor]:
     """Into split_sizes, or into num_splits equal parts."""
     x, axis = a.tensor("x"), a.integer("axis")
@@ -87,32 +80,9 @@ def pad(a: Arguments) -> Tensor:
     return x
 
 
-def fill(a: Arguments) -> Tensor:
-    """A shape full of one value."""
-    value = a.tensor("value") if a.has("value") else torch.zeros(())
-    return value.reshape(()).expand(a.ints("shape"))
-
-
-def range_1d(a: Arguments) -> Tensor:
-    """start, start + step, ..., before end."""
-    start, end, step = (a.tensor(name).reshape(()) for name in ("start", "end", "step"))
-    count = max(0, math.ceil((end.double() - start.double()) / step.double()))
-    return start + torch.arange(count).to(start.dtype) * step
-
-
-def shape(a: Arguments) -> Tensor:
-    """The sizes of the axes."""
-    return torch.tensor(a.tensor("x").shape, dtype=torch.int32)
-
-
 def pixel_shuffle(a: Arguments) -> Tensor:
     """(B, C f f, H, W) -> (B, C, H f, W f), the channel first."""
     return F.pixel_shuffle(a.tensor("x"), a.integer("upscale_factor"))
-
-
-def pixel_unshuffle(a: Arguments) -> Tensor:
-    """(B, C, H f, W f) -> (B, C f f, H, W), the channel first."""
-    return F.pixel_unshuffle(a.tensor("x"), a.integer("downscale_factor"))
 
 
 def depth_to_space(a: Arguments) -> Tensor:
@@ -123,12 +93,12 @@ def depth_to_space(a: Arguments) -> Tensor:
     return parts.reshape(batch, channels // block**2, height * block, width * block)
 
 
-def space_to_depth(a: Arguments) -> Tensor:
-    """(B, C, H b, W b) -> (B, b b C, H, W), the place in the block first, as TensorFlow's."""
-    x, block = a.tensor("x"), a.integer("block_size")
-    batch, channels, height, width = x.shape
-    parts = x.reshape(batch, channels, height // block, block, width // block, block).permute(0, 3, 5, 1, 2, 4)
-    return parts.reshape(batch, channels * block**2, height // block, width // block)
+def upsample_nearest_neighbor(a: Arguments) -> Tensor:
+    """Repeats rows and columns; other than whole factors are refused: which neighbour then, Core ML does not say."""
+    rows, columns = (a.number(f"scale_factor_{axis}", 1) for axis in ("height", "width"))
+    if int(rows) != rows or int(columns) != columns or min(rows, columns) < 1:
+        raise ValueError(f"it resizes by {rows:g} x {columns:g}; export with whole factors")
+    return a.tensor("x").repeat_interleave(int(rows), dim=-2).repeat_interleave(int(columns), dim=-1)
 
 
 SHAPES: dict[str, Function] = {
@@ -137,15 +107,10 @@ SHAPES: dict[str, Function] = {
     "expand_dims": expand_dims,
     "squeeze": squeeze,
     "concat": concat,
-    "stack": stack,
     "split": split,
     "tile": tile,
     "pad": pad,
-    "fill": fill,
-    "range_1d": range_1d,
-    "shape": shape,
     "pixel_shuffle": pixel_shuffle,
-    "pixel_unshuffle": pixel_unshuffle,
     "depth_to_space": depth_to_space,
-    "space_to_depth": space_to_depth,
+    "upsample_nearest_neighbor": upsample_nearest_neighbor,
 }

@@ -1,17 +1,14 @@
-"""ONNX files as Core ML models. Importing it takes the ``export`` extra."""
+"""ONNX files as Core ML packages. Importing it takes the ``export`` extra."""
 
-import io
-import shutil
 from collections.abc import Mapping
-from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import coremltools as ct
+from coremltools import PassPipeline
 
 from snapgen_pl.export.mil.graph import read_graph
 from snapgen_pl.export.mil.lowering import Place, lower
 from snapgen_pl.export.options import Options
+from snapgen_pl.export.program import save_program
 
 # What a program is cleaned by. It is lowered to what shall run, in the types that it shall run in: coremltools' own
 # pipeline would put norms and affines together under epsilons of its own, and choose types anew.
@@ -29,39 +26,21 @@ PASSES = (
 )
 
 
-class Converted(NamedTuple):
-    """A Core ML model in memory.
+def convert(onnx: Path, path: Path, options: Options) -> Mapping[str, Place]:
+    """Lowers an ONNX file to a package.
 
-    Attributes:
-        model: coremltools'.
-        places: where values of the ONNX graph lie in it, those that cleaning left.
-    """
+    Args:
+        onnx: the file.
+        path: of the package; an older one there is replaced.
+        options: how.
 
-    model: Any
-    places: Mapping[str, Place]
-
-    def save(self, path: Path) -> None:
-        """Writes the package, once: what coremltools holds of it elsewhere on the disk until the process ends goes."""
-        self.model.save(str(path))
-        shutil.rmtree(self.model.package_path)
-
-
-def convert(onnx: Path, options: Options) -> Converted:
-    """Lowers an ONNX file.
+    Returns:
+        Where values of the ONNX graph lie in it, those that cleaning left.
 
     Raises:
         ValueError: where there is no lowering for an operator; names it and its node.
     """
     graph = read_graph(onnx)
     lowered = lower(graph, options)
-    with redirect_stderr(io.StringIO()):  # its bars, one a stage
-        model = ct.convert(
-            lowered.program,
-            convert_to="mlprogram",
-            minimum_deployment_target=getattr(ct.target, f"iOS{options.target}"),
-            compute_precision=ct.precision.FLOAT32,  # as lowered
-            pass_pipeline=ct.PassPipeline(pass_names=list(PASSES)),
-            skip_model_load=True,
-        )
-    model.user_defined_metadata.update(graph.metadata)
-    return Converted(model, lowered.places)
+    save_program(lowered.program, path, options.target, PassPipeline(pass_names=list(PASSES)), graph.metadata)
+    return lowered.places

@@ -84,7 +84,7 @@ def contracted(lowering: Lowering, value: Value, axis: int, weight_OC: Array, bi
     columns = layout.view(lowering.emit, value, _columns_shape(value, axis))
     weight_OC11 = lowering.cast_array(weight_OC)[:, :, None, None]
     var = lowering.emit("conv", x=columns, weight=weight_OC11, pad_type="valid", **bias)
-    return Value(var, shape, tuple(place for place in _with_axis(value, axis) if shape[place] > 1))
+    return Value(var, shape, tuple(place for place in _axis_first(value, axis) if shape[place] > 1))
 
 
 def channels_first(value: Value, axis: int) -> tuple[int, ...]:
@@ -94,7 +94,7 @@ def channels_first(value: Value, axis: int) -> tuple[int, ...]:
     return (*batch, *([axis] if value.shape[axis] > 1 else []), *rest)
 
 
-def _with_axis(value: Value, axis: int) -> tuple[int, ...]:
+def _axis_first(value: Value, axis: int) -> tuple[int, ...]:
     """The order of :func:`channels_first`, with the axis even where it was of size 1."""
     return channels_first(Value(None, (*value.shape[:axis], 2, *value.shape[axis + 1 :]), value.order), axis)
 

@@ -95,7 +95,7 @@ def concatenated(lowering: Lowering, operands: Sequence[Operand], axis: int) -> 
     total = sum(operand.shape[axis] for operand in operands)
     shape = tuple(total if place == axis else size for place, size in enumerate(lead.shape))
     # Where a single position is joined to others, its axis has no place in memory yet: the result's layout tells it.
-    order = lead.order if axis in lead.order else _with_axis(lead, axis)
+    order = lead.order if axis in lead.order else _axis_in_place(lead, axis)
     goal = layout.spread_shape(Value(None, shape, order))
     dimension = layout.spread_dimension(Value(None, shape, order), axis)
     parts = []
@@ -196,7 +196,7 @@ def _shrunk(value: Value, var: layout.Var, shape: layout.Shape) -> Value:
     return Value(var, shape, tuple(axis for axis in value.order if shape[axis] > 1))
 
 
-def _with_axis(value: Value, axis: int) -> tuple[int, ...]:
+def _axis_in_place(value: Value, axis: int) -> tuple[int, ...]:
     """The order with an axis that had size 1, before the first that comes after it in ONNX's."""
     order = list(value.order)
     place = next((place for place, other in enumerate(order) if other > axis), len(order))

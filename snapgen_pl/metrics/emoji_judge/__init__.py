@@ -57,7 +57,7 @@ class EmojiJudge(RequestMetric):
                 if digest != (expected := getattr(origin, what)):
                     raise ValueError(
                         f"the judge was trained with another {what.replace('_', ' ')}, {expected[:12]}, than "
-                        f"{digest[:12]} here; run `pip install snapgen-pl[demo]`"
+                        f"{digest[:12]} here; run `pip install 'snapgen-pl[demo]'`"
                     )
             held_out = Emoji().open().validation
             assert isinstance(held_out, EmojiSet)
