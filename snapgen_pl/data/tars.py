@@ -67,7 +67,7 @@ def headers(tar: Tar) -> Iterator[tarfile.TarInfo]:
         archive = tarfile.open(fileobj=_Bounded(tar), mode="r:")  # type: ignore[call-overload]  # noqa: SIM115
         while (header := archive.next()) is not None:
             archive.members.clear()  # a million of them
-            if archive.offset <= header.offset:  # where a size is negative, for ever
+            if header.size < 0 or archive.offset <= header.offset:  # the latter for ever
                 raise tarfile.ReadError(f"{header.name!r} ends before it begins")
             if header.isreg() and header.offset_data + header.size > tar.end:
                 raise tarfile.ReadError(f"{header.name} goes on past the end")
