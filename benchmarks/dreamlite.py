@@ -6,7 +6,7 @@ import torch
 from diffusers.models.unets.unet_dreamlite import DreamLiteUNetModel
 from torch import Tensor, nn
 
-from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
+from snapgen_pl.models.denoiser import VELOCITY, Conditioning, Denoiser, PreparedConditioning
 
 _REGIONS = "ResnetBlock2DDreamLite", "DreamLiteTransformer2DModel"
 
@@ -41,16 +41,8 @@ class DreamLite(Denoiser):
         self.refuse_pooled(conditioning)
         return PreparedConditioning(mask_BS=conditioning.mask_BS, tokens_BSE=conditioning.tokens_BSD)
 
-    def forward(
-        self,
-        x_BCHW: Tensor,
-        t_B: Tensor,
-        conditioning: Conditioning | PreparedConditioning,
-        features: tuple[str, ...] = (),
-    ) -> DenoiserOutput:
-        """Predicts what has the velocity's shape."""
-        self.check_features(features)
-        prepared = self.prepared(conditioning)
-        asked = {"encoder_hidden_states": prepared.tokens_BSE, "encoder_attention_mask": prepared.mask_BS}
+    def outputs(self, x_BCHW: Tensor, t_B: Tensor, conditioning: PreparedConditioning) -> Iterator[tuple[str, Tensor]]:
+        """What has the velocity's shape."""
+        asked = {"encoder_hidden_states": conditioning.tokens_BSE, "encoder_attention_mask": conditioning.mask_BS}
         (velocity_BCHW,) = self.network(x_BCHW, 1000 * t_B, **asked, return_dict=False)
-        return DenoiserOutput(velocity_BCHW)
+        yield VELOCITY, velocity_BCHW

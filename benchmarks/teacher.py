@@ -13,7 +13,7 @@ from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.metrics.sample_metric import Facts
 from snapgen_pl.models.denoiser import Conditioning, DenoiserOutput
 from snapgen_pl.models.mmdit import MMDiT
-from snapgen_pl.teachers.teacher import Observed, Teacher
+from snapgen_pl.teachers.teacher import Observed, Question, Teacher
 
 TOKENS = 77 + 256  # CLIP's two side by side, and T5's
 
@@ -34,31 +34,28 @@ class RandomTeacher(Teacher):
         self._precision_of_weights, self._clock = weight.dtype, clock
         self._has_weights = True
 
+    def ask(self, condition: Condition, nothing_B: Tensor) -> Question:
+        """See Teacher."""
+        self._clock.mark("student")
+        question = super().ask(condition, nothing_B)
+        self._clock.mark("teacher")
+        return question
+
     def __call__(
-        self,
-        x_BCHW: Tensor,
-        t_B: Tensor,
-        condition: Condition,
-        nothing_B: Tensor,
-        features: tuple[str, ...] = (),
+        self, x_BCHW: Tensor, t_B: Tensor, question: Question, features: tuple[str, ...] = ()
     ) -> DenoiserOutput:
         """See Teacher."""
         self._clock.mark("student")
-        output = super().__call__(x_BCHW, t_B, condition, nothing_B, features)
+        output = super().__call__(x_BCHW, t_B, question, features)
         self._clock.mark("teacher")
         return output
 
     def observe(
-        self,
-        latents: Sequence[Tensor],
-        t_B: Tensor,
-        condition: Condition,
-        nothing_B: Tensor,
-        features: tuple[str, ...],
+        self, latents: Sequence[Tensor], t_B: Tensor, question: Question, features: tuple[str, ...]
     ) -> list[Observed]:
         """See Teacher."""
         self._clock.mark("student")
-        observed = super().observe(latents, t_B, condition, nothing_B, features)
+        observed = super().observe(latents, t_B, question, features)
         self._clock.mark("teacher")
         for latent_BCHW in latents:
             if latent_BCHW.requires_grad:  # its gradient comes when those through the teacher are done

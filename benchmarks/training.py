@@ -25,7 +25,7 @@ from benchmarks.cuda import CUDAReport, Mode, Throughput, check_sweep, cuda_tabl
 from benchmarks.networks import SUBJECTS, Subject, materialise, recorded
 from benchmarks.teacher import TOKENS
 from benchmarks.timing import Environment, Sample, Timing, environment, summarise
-from benchmarks.training_step import WORK, Stage, Step, Update, pieces, whole_step
+from benchmarks.training_step import WORK, Stage, Step, Update, features_read, pieces, whole_step
 from benchmarks.unet import check_networks, ratios, refuse
 from snapgen_pl.models.count import Cost, count
 from snapgen_pl.models.denoiser import Denoiser
@@ -39,7 +39,7 @@ STUDENTS: Mapping[str, Subject] = {
     **SUBJECTS,
     "snapgen_t2i": Subject(lambda size: UNet(in_channels=16, context_dim=2304), tokens=77 + 78),
 }
-TEACHER = "teacher"
+TEACHER, OBSERVED = "teacher", "teacher, for the features that heads read"
 LAYERS = {"cpu": 2, "cuda": 38}  # of the teacher, unless told otherwise
 MakeTeacher: TypeAlias = Callable[[torch.device, int], MMDiT]
 Parts: TypeAlias = dict[Part, Sample]
@@ -58,7 +58,8 @@ _CPU = (
 _CUDA = (
     "students, heads and averages in fp32 under bf16 autocast, the teacher in bf16; median over steps by device "
     "events; graphed: compiled, and the step captured as one CUDA graph; MFU: counted FLOPs of student and teacher, "
-    "gradients through all of its blocks, over the device's dense bf16 peak; parts: of one step more, each waited for"
+    "the latter for features up to the last that is read, over the device's dense bf16 peak; parts: of one step more, "
+    "each waited for"
 )
 
 
@@ -207,7 +208,8 @@ def run_cuda(
             return whole_step(Step(stage, student, subject.tokens, teacher, size, batch, clock, mode))
 
         work = WORK[stage]
-        flops = work.student * report.costs[name].macs + work.teacher * report.costs[TEACHER].macs
+        by_network = zip(work, (name, TEACHER, OBSERVED), strict=True)
+        flops = sum(flops_a_mac * report.costs[network].macs for flops_a_mac, network in by_network)
         return throughput(make, stage, mode, batch, flops, rounds, clock)
 
     return report.filled(
@@ -227,7 +229,8 @@ def _channels(students: Mapping[str, Subject], size: int) -> int:
 def _costs(students: Mapping[str, Subject], make_teacher: MakeTeacher, size: int) -> dict[str, Cost]:
     teacher = make_teacher(torch.device("meta"), _channels(students, size))
     costs = {name: subject.cost(size) for name, subject in students.items()}
-    return costs | {TEACHER: count(teacher, size, TOKENS)}
+    observed = count(teacher, size, TOKENS, features_read(teacher))
+    return costs | {TEACHER: count(teacher, size, TOKENS), OBSERVED: observed}
 
 
 @contextmanager

@@ -37,17 +37,18 @@ _PIECE = 2**26  # numbers
 
 
 class Work(NamedTuple):
-    """FLOPs of a step for each multiply-accumulate of a prediction: by the student's, and by the teacher's."""
+    """FLOPs of a step for each multiply-accumulate: of the student's prediction, the teacher's, and its features."""
 
     student: int
     teacher: int
+    observed: int
 
 
 WORK: dict[Stage, Work] = {
-    "pretraining": Work(6, 0),
-    "distillation": Work(6, 4),  # a guided velocity is two predictions
-    "generator": Work(6, 6),  # a velocity; and features, with gradients through them, none of weights
-    "discriminator": Work(2, 4),  # features of data and of guesses
+    "pretraining": Work(6, 0, 0),
+    "distillation": Work(6, 4, 0),  # a guided velocity is two predictions
+    "generator": Work(6, 2, 4),  # a velocity; and features, with gradients through them, none of weights
+    "discriminator": Work(2, 0, 4),  # features of data and of guesses
 }
 
 
@@ -163,6 +164,12 @@ def pieces(weights: Sequence[nn.Parameter], largest: int = _PIECE) -> Iterator[l
     yield piece
 
 
+def features_read(teacher: Denoiser) -> tuple[str, ...]:
+    """What of a teacher the heads read: every eighth feature, or the last of fewer."""
+    names = teacher.feature_names
+    return names[_HEAD_SPACING - 1 :: _HEAD_SPACING] or names[-1:]
+
+
 def _module(stage: Stage, student: Denoiser, tokens: int, network: MMDiT, size: int, clock: Clock) -> Pretrain:
     autoencoder = PatchPCA(patch=8, channels=student.in_channels)
     parts = student, ClassTokens(1, tokens, student.context_dim), autoencoder
@@ -173,9 +180,8 @@ def _module(stage: Stage, student: Denoiser, tokens: int, network: MMDiT, size: 
         teacher = RandomTeacher(network, Guidance(_GUIDANCE), clock)
         return Distill(*parts, teacher, _pairs(student, network), image_size=image_size)
     teacher = RandomTeacher(network, Guidance(), clock)
-    read = list(network.feature_channels.items())
-    read = read[_HEAD_SPACING - 1 :: _HEAD_SPACING] or read[-1:]
-    heads = Discriminator([HeadInput(*feature) for feature in read], teacher.summary_dim)
+    read = [HeadInput(name, network.feature_channels[name]) for name in features_read(network)]
+    heads = Discriminator(read, teacher.summary_dim)
     heads.register_forward_hook(lambda *_: clock.mark("heads"))
     return StepDistill(*parts, teacher, heads, image_size=image_size)
 

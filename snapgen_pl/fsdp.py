@@ -135,7 +135,8 @@ def shard_denoiser(denoiser: Denoiser, mesh: DeviceMesh, offloaded: bool = False
     for unit in denoiser.units():
         fully_shard(unit, mesh=mesh, offload_policy=policy)
     fully_shard(denoiser, mesh=mesh, offload_policy=policy)
-    register_fsdp_forward_method(denoiser, "prepare")
+    for method in ("prepare", "observe"):
+        register_fsdp_forward_method(denoiser, method)
 
 
 def reshard(*modules: nn.Module) -> None:

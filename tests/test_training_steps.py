@@ -85,10 +85,11 @@ def test_what_passes_before_a_mark_is_the_parts_that_it_names() -> None:
     ("stage", "parts"),
     [
         ("pretraining", ["student"]),
-        ("distillation", ["student", "teacher", "student"]),
-        # The teacher's velocity, its features and the heads on them, the gradients through both, and the student's own.
-        ("generator", ["student", "teacher", "student", "teacher", "heads", "teacher", "student"]),
-        ("discriminator", ["student", "teacher", "heads", "heads", "heads"]),
+        # The teacher is asked, and answers.
+        ("distillation", ["student", "teacher", "student", "teacher", "student"]),
+        # It answers, its features and the heads on them, the gradients through both, and the student's own.
+        ("generator", ["student", "teacher"] * 3 + ["heads", "teacher", "student"]),
+        ("discriminator", ["student", "teacher", "student", "teacher", "heads", "heads", "heads"]),
     ],
 )
 def test_a_step_tells_its_parts_in_the_order_of_its_work(stage: Stage, parts: list[Part]) -> None:

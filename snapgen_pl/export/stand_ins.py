@@ -1,6 +1,6 @@
 """Programs in the places of a module's parts, so that it draws through them: all else is the module's own code."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NoReturn, Self
 
 import torch
@@ -13,7 +13,7 @@ from snapgen_pl.conditioning.partial_texts import PartialTexts
 from snapgen_pl.conditioning.token_ids import SavedTokenizer
 from snapgen_pl.export.graphs import state_inputs
 from snapgen_pl.export.programs import Program, run_rows
-from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
+from snapgen_pl.models.denoiser import VELOCITY, Conditioning, Denoiser, PreparedConditioning
 
 
 class ProgramDenoiser(Denoiser):
@@ -35,30 +35,23 @@ class ProgramDenoiser(Denoiser):
         tokens_BSD, mask_BS, pooled_BP = conditioning
         return PreparedConditioning(mask_BS=mask_BS, embedding_BE=pooled_BP, tokens_BSE=tokens_BSD)
 
-    def forward(
-        self,
-        x_BCHW: Tensor,
-        t_B: Tensor,
-        conditioning: Conditioning | PreparedConditioning,
-        features: tuple[str, ...] = (),
-    ) -> DenoiserOutput:
-        """Predicts noise - data, sample by sample.
+    def outputs(self, x_BCHW: Tensor, t_B: Tensor, conditioning: PreparedConditioning) -> Iterator[tuple[str, Tensor]]:
+        """Noise - data, sample by sample.
 
         Raises:
-            ValueError: for any feature, and for shapes other than those exported.
+            ValueError: for shapes other than those exported.
         """
-        self.check_features(features)
         if x_BCHW.is_meta:  # a module counts what its denoiser costs; a program tells nobody
-            return DenoiserOutput(x_BCHW)
-        prepared = self.prepared(conditioning)
-        assert prepared.tokens_BSE is not None
-        inputs = {"sample": x_BCHW, "timestep": t_B, "context": prepared.tokens_BSE}
-        mask_BS = prepared.mask_BS
+            yield VELOCITY, x_BCHW
+            return
+        assert conditioning.tokens_BSE is not None
+        inputs = {"sample": x_BCHW, "timestep": t_B, "context": conditioning.tokens_BSE}
+        mask_BS = conditioning.mask_BS
         if mask_BS is None and "mask" in self.program.inputs:
-            mask_BS = torch.ones(prepared.tokens_BSE.shape[:2])
-        told = {"mask": mask_BS, "pooled": prepared.embedding_BE}
+            mask_BS = torch.ones(conditioning.tokens_BSE.shape[:2])
+        told = {"mask": mask_BS, "pooled": conditioning.embedding_BE}
         inputs |= {name: tensor for name, tensor in told.items() if tensor is not None}
-        return DenoiserOutput(run_rows(self.program, inputs)["velocity"].to(x_BCHW))
+        yield VELOCITY, run_rows(self.program, inputs)["velocity"].to(x_BCHW)
 
 
 class ProgramAutoencoder(Autoencoder):

@@ -108,17 +108,7 @@ def concatenate(first: PreparedConditioning, second: PreparedConditioning) -> Pr
 
 def repeated(prepared: PreparedConditioning, count: int) -> PreparedConditioning:
     """A prepared conditioning of one sample as that of ``count``, without their memory."""
-
-    def rows(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.expand(count, *tensor.shape[1:])
-
-    return PreparedConditioning(
-        tuple(key.expand(count, *key.shape[1:]) for key in prepared.keys),
-        tuple(value.expand(count, *value.shape[1:]) for value in prepared.values),
-        rows(prepared.mask_BS),
-        rows(prepared.embedding_BE),
-        rows(prepared.tokens_BSE),
-    )
+    return prepared.mapped(lambda tensor: tensor.expand(count, *tensor.shape[1:]))
 
 
 def replace_rows(

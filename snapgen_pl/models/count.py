@@ -49,15 +49,28 @@ class Cost(NamedTuple):
         return self.macs / 1e9
 
 
-def count(denoiser: Denoiser, size: int, tokens: int) -> Cost:
+def count(denoiser: Denoiser, size: int, tokens: int, observed: tuple[str, ...] = ()) -> Cost:
     """Counts a denoiser at batch 1, the part that depends on the conditioning alone included.
 
     Args:
         denoiser: the network, on any device; it is left as it is.
         size: height and width of the latent.
         tokens: number of context tokens.
+        observed: features; where there are any, these are counted in place of a prediction.
     """
-    return _count(denoiser, denoiser_inputs(denoiser, size, tokens), "denoiser")
+    counted = _Observing(denoiser, observed) if observed else denoiser
+    return _count(counted, denoiser_inputs(denoiser, size, tokens), "denoiser")
+
+
+class _Observing(nn.Module):
+    """Features of a denoiser alone, as a module's call."""
+
+    def __init__(self, denoiser: Denoiser, features: tuple[str, ...]) -> None:
+        super().__init__()
+        self.denoiser, self.features = denoiser, features
+
+    def forward(self, x_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> tuple[Tensor, ...]:
+        return self.denoiser.observe(x_BCHW, t_B, conditioning, self.features)
 
 
 def denoiser_inputs(denoiser: Denoiser, size: int, tokens: int) -> tuple[Tensor, Tensor, Conditioning]:

@@ -5,10 +5,12 @@ H height, W width, S context tokens, D context width, P pooled width, E embeddin
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
+
+VELOCITY = "velocity"  # the name of a network's last output
 
 
 class Conditioning(NamedTuple):
@@ -51,6 +53,20 @@ class PreparedConditioning(NamedTuple):
     embedding_BE: Tensor | None = None
     tokens_BSE: Tensor | None = None
 
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "PreparedConditioning":
+        """Each tensor changed alike."""
+
+        def optional(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else change(tensor)
+
+        return PreparedConditioning(
+            tuple(change(key) for key in self.keys),
+            tuple(change(value) for value in self.values),
+            optional(self.mask_BS),
+            optional(self.embedding_BE),
+            optional(self.tokens_BSE),
+        )
+
 
 class DenoiserOutput(NamedTuple):
     """A velocity and the features that were asked for.
@@ -66,6 +82,8 @@ class DenoiserOutput(NamedTuple):
 
 class Denoiser(nn.Module, ABC):
     """A network v(x, t, conditioning), interchangeable by ``class_path``.
+
+    Subclasses say what it computes on its way, in :meth:`outputs`; how far it goes is decided here.
 
     Attributes:
         in_channels: channels of the latent it reads and writes.
@@ -119,6 +137,15 @@ class Denoiser(nn.Module, ABC):
         """Computes what depends on the conditioning alone."""
 
     @abstractmethod
+    def outputs(self, x_BCHW: Tensor, t_B: Tensor, conditioning: PreparedConditioning) -> Iterator[tuple[str, Tensor]]:
+        """Computes the network up to one output after the other: its features by name, and last ``VELOCITY``.
+
+        Args:
+            x_BCHW: as in :meth:`forward`.
+            t_B: as in :meth:`forward`.
+            conditioning: made by :meth:`prepare`.
+        """
+
     def forward(
         self,
         x_BCHW: Tensor,
@@ -133,4 +160,47 @@ class Denoiser(nn.Module, ABC):
             t_B: times in [0, 1]; 1 is noise.
             conditioning: raw, or prepared once and used for many steps.
             features: names out of ``feature_names``, a tuple fixed for a run.
+
+        Raises:
+            ValueError: for an unknown feature, or inputs that the network does not take.
         """
+        self.check_features(features)
+        *seen, velocity_BCHW = self._compute((*features, VELOCITY), x_BCHW, t_B, conditioning)
+        return DenoiserOutput(velocity_BCHW, tuple(seen))
+
+    def observe(
+        self,
+        x_BCHW: Tensor,
+        t_B: Tensor,
+        conditioning: Conditioning | PreparedConditioning,
+        features: tuple[str, ...],
+    ) -> tuple[Tensor, ...]:
+        """The features of :meth:`forward` alone: what comes after the last of them is not computed.
+
+        Args:
+            x_BCHW: as in :meth:`forward`.
+            t_B: as in :meth:`forward`.
+            conditioning: as in :meth:`forward`.
+            features: as in :meth:`forward`.
+
+        Raises:
+            ValueError: as :meth:`forward`.
+        """
+        self.check_features(features)
+        return self._compute(features, x_BCHW, t_B, conditioning)
+
+    def _compute(
+        self,
+        names: tuple[str, ...],
+        x_BCHW: Tensor,
+        t_B: Tensor,
+        conditioning: Conditioning | PreparedConditioning,
+    ) -> tuple[Tensor, ...]:
+        """The outputs of these names, in their order."""
+        found: dict[str, Tensor] = {}
+        for name, output in self.outputs(x_BCHW, t_B, self.prepared(conditioning)):
+            if name in names:
+                found[name] = output
+            if len(found) == len(set(names)):
+                break
+        return tuple(found[name] for name in names)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
+from snapgen_pl.models.denoiser import VELOCITY, Conditioning, Denoiser, PreparedConditioning
 from snapgen_pl.models.layers import zero
 from snapgen_pl.models.peers.patches import to_grid, unpatch
 
@@ -151,37 +151,26 @@ class MMDiT(Denoiser):
             tokens_BSE=self.network.context_embedder(tokens_BSD),
         )
 
-    def forward(
-        self,
-        x_BCHW: Tensor,
-        t_B: Tensor,
-        conditioning: Conditioning | PreparedConditioning,
-        features: tuple[str, ...] = (),
-    ) -> DenoiserOutput:
-        """Predicts noise - data; ``features`` are blocks' image tokens as (B, hidden, H / patch, W / patch) grids.
+    def outputs(self, x_BCHW: Tensor, t_B: Tensor, conditioning: PreparedConditioning) -> Iterator[tuple[str, Tensor]]:
+        """The blocks' image tokens as (B, hidden, H / patch, W / patch) grids, and noise - data.
 
         Raises:
-            ValueError: for an unknown feature name, a latent that patches do not tile or that there are no positions
-                for, or a foreign conditioning.
+            ValueError: for a latent that patches do not tile or that there are no positions for, or a foreign
+                conditioning.
         """
-        self.check_features(features)
-        prepared = self.prepared(conditioning)
-        if prepared.tokens_BSE is None or prepared.embedding_BE is None:
+        if conditioning.tokens_BSE is None or conditioning.embedding_BE is None:
             raise ValueError(
                 "the prepared conditioning has no tokens or embedding; make it with this MMDiT's prepare()"
             )
         height, width = self._grid(x_BCHW)
         network = self.network
         # The network's own forward, in parts: hooks for features would be ignored once its blocks are compiled.
-        time_BE = self._time(t_B, prepared.embedding_BE)
-        x, context = network.pos_embed(x_BCHW).contiguous(), prepared.tokens_BSE
-        taps: dict[str, Tensor] = {}
+        time_BE = self._time(t_B, conditioning.embedding_BE)
+        x, context = network.pos_embed(x_BCHW).contiguous(), conditioning.tokens_BSE
         for name, block in zip(self.feature_channels, network.transformer_blocks, strict=True):
             context, x = block(hidden_states=x, encoder_hidden_states=context, temb=time_BE)
-            if name in features:
-                taps[name] = to_grid(x, height, width)
-        patches = network.proj_out(network.norm_out(x, time_BE))
-        return DenoiserOutput(unpatch(patches, height, width, self.patch), tuple(taps[name] for name in features))
+            yield name, to_grid(x, height, width)
+        yield VELOCITY, unpatch(network.proj_out(network.norm_out(x, time_BE)), height, width, self.patch)
 
     def _time(self, t_B: Tensor, pooled_BE: Tensor) -> Tensor:
         embed = self.network.time_text_embed

@@ -1,10 +1,12 @@
 """A denoiser that says only what the best linear guess leaves open."""
 
+from collections.abc import Iterator
+
 from torch import Tensor
 
 from snapgen_pl.flow.path import path_deviation, velocity_from_residual
 from snapgen_pl.flow.timesteps import check_positive
-from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
+from snapgen_pl.models.denoiser import VELOCITY, Denoiser, PreparedConditioning
 from snapgen_pl.models.wrapped import Wrapped
 
 
@@ -33,15 +35,11 @@ class Preconditioned(Wrapped):
         check_positive("sigma_data", sigma_data)
         self.sigma_data = sigma_data
 
-    def forward(
-        self,
-        x_BCHW: Tensor,
-        t_B: Tensor,
-        conditioning: Conditioning | PreparedConditioning,
-        features: tuple[str, ...] = (),
-    ) -> DenoiserOutput:
-        """Predicts noise - data; ``features`` are the network's."""
+    def outputs(self, x_BCHW: Tensor, t_B: Tensor, conditioning: PreparedConditioning) -> Iterator[tuple[str, Tensor]]:
+        """The network's features, and noise - data."""
         scaled_BCHW = x_BCHW / path_deviation(t_B, self.sigma_data)
-        output: DenoiserOutput = self.denoiser(scaled_BCHW, t_B, conditioning, features)
-        velocity_BCHW = velocity_from_residual(x_BCHW, output.velocity_BCHW, t_B, self.sigma_data)
-        return output._replace(velocity_BCHW=velocity_BCHW)
+        for name, output in self.denoiser.outputs(scaled_BCHW, t_B, conditioning):
+            yield name, self._velocity(x_BCHW, output, t_B) if name == VELOCITY else output
+
+    def _velocity(self, x_BCHW: Tensor, residual_BCHW: Tensor, t_B: Tensor) -> Tensor:
+        return velocity_from_residual(x_BCHW, residual_BCHW, t_B, self.sigma_data)

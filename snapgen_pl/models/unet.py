@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from snapgen_pl.models.attention import ContextProjection
-from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
+from snapgen_pl.models.denoiser import VELOCITY, Conditioning, Denoiser, PreparedConditioning
 from snapgen_pl.models.layers import (
     GROUPS,
     Convolution,
@@ -224,48 +224,34 @@ class UNet(Denoiser):
         embedding = self.pooled(conditioning.pooled_BP) if self.pooled is not None else None
         return PreparedConditioning(keys, values, conditioning.mask_BS, embedding)
 
-    def forward(
-        self,
-        x_BCHW: Tensor,
-        t_B: Tensor,
-        conditioning: Conditioning | PreparedConditioning,
-        features: tuple[str, ...] = (),
-    ) -> DenoiserOutput:
-        """Predicts noise - data; ``features`` are the stages' outputs before they change resolution.
-
-        Raises:
-            ValueError: for an unknown feature name.
-        """
-        self.check_features(features)
-        context = self.prepared(conditioning)
+    def outputs(self, x_BCHW: Tensor, t_B: Tensor, conditioning: PreparedConditioning) -> Iterator[tuple[str, Tensor]]:
+        """The stages' outputs before they change resolution, and noise - data."""
         embedding = self.time(t_B)
-        if context.embedding_BE is not None:
-            embedding = embedding + context.embedding_BE
+        if conditioning.embedding_BE is not None:
+            embedding = embedding + conditioning.embedding_BE
         time_BE = F.silu(embedding)
         run = self._checkpointed if self.activation_checkpointing and torch.is_grad_enabled() else _run
-        taps: dict[str, Tensor] = {}
 
         x = self.conv_in(x_BCHW.contiguous(memory_format=torch.channels_last))
         skips = [x]
         for i, blocks in enumerate(cast(Levels, self.down)):
             for block in blocks:
-                x = run(block, x, time_BE, context)
+                x = run(block, x, time_BE, conditioning)
                 skips.append(x)
-            taps[f"down.{i}"] = x
+            yield f"down.{i}", x
             if i < len(self.downsample):
                 x = self.downsample[i](x)
                 skips.append(x)
         for block in cast(Sequence[UNetBlock], self.middle):
-            x = run(block, x, time_BE, context)
-        taps["middle"] = x
+            x = run(block, x, time_BE, conditioning)
+        yield "middle", x
         for i, blocks in enumerate(cast(Levels, self.up)):
             for block in blocks:
-                x = run(block, torch.cat((x, skips.pop()), dim=1), time_BE, context)
-            taps[f"up.{len(self.up) - 1 - i}"] = x
+                x = run(block, torch.cat((x, skips.pop()), dim=1), time_BE, conditioning)
+            yield f"up.{len(self.up) - 1 - i}", x
             if i < len(self.upsample):
                 x = self.upsample[i](x)
-        velocity = self.conv_out(F.silu(self.norm_out(x)))
-        return DenoiserOutput(velocity, tuple(taps[name] for name in features))
+        yield VELOCITY, self.conv_out(F.silu(self.norm_out(x)))
 
     @staticmethod
     def _checkpointed(block: UNetBlock, x_BCHW: Tensor, time_BE: Tensor, context: PreparedConditioning) -> Tensor:

@@ -8,7 +8,7 @@ from snapgen_pl.models.denoiser import Conditioning, Denoiser, PreparedCondition
 
 
 class Wrapped(Denoiser):
-    """Asks a denoiser and says something else; subclasses write ``forward`` alone.
+    """Asks a denoiser and says something else; subclasses write ``outputs`` alone.
 
     Args:
         denoiser: the network.

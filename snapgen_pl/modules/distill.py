@@ -18,7 +18,7 @@ from snapgen_pl.flow.path import PathSample
 from snapgen_pl.models.denoiser import Denoiser, DenoiserOutput
 from snapgen_pl.modules.frozen import make_ready
 from snapgen_pl.modules.pretrain import Pretrain
-from snapgen_pl.teachers.teacher import Teacher
+from snapgen_pl.teachers.teacher import Question, Teacher
 
 
 class Distill(Pretrain):
@@ -152,31 +152,38 @@ class Distill(Pretrain):
         weights = self.counted
         terms = [term._replace(weight=weights["task"]) for term in super().terms(output, batch, path, condition)
                  if "task" in weights]  # fmt: skip
-        if not weights.keys() & {"kd", "feature"}:
+        if not self.listens:
             return terms
-        features = self.feature_loss if "feature" in weights else None
         taught = batch.taught
         if taught is None:
-            taught = self.ask(batch, path, condition, features.teacher_features if features else ())
+            taught = self.answer(path, self.ask(batch, condition))
         if "kd" in weights:
             error_B = velocity_error(output.velocity_BCHW, taught.velocity_BCHW.float())
             terms.append(LossTerm("kd", "kd", error_B, weights["kd"]))
-        if features is not None:
-            error_B = features(output.features, [taught.features[name] for name in features.teacher_features])
+        if self.feature_loss is not None and "feature" in weights:
+            features = [taught.features[name] for name in self.feature_loss.teacher_features]
+            error_B = self.feature_loss(output.features, features)
             terms.append(LossTerm("feature", "feature", error_B, weights["feature"]))
         return terms
 
-    def ask(self, batch: Batch, path: PathSample, condition: Condition, features: tuple[str, ...]) -> Taught:
-        """What the teacher says of a batch.
+    @property
+    def listens(self) -> bool:
+        """Whether terms are taken now that the teacher's answer is needed for."""
+        return not self.counted.keys().isdisjoint({"kd", "feature"})
+
+    def ask(self, batch: Batch, condition: Condition) -> Question:
+        """The question that a batch is to the teacher.
 
         Args:
             batch: as it came.
-            path: of its latents.
             condition: what is left of the batch's: where that is nothing, the teacher is asked for nothing.
-            features: to take along.
         """
-        nothing_B = self.conditioner.asks_nothing(condition)
-        output = self.teacher(path.x_BCHW, path.t_B, batch.condition, nothing_B, features)
+        return self.teacher.ask(batch.condition, self.conditioner.asks_nothing(condition))
+
+    def answer(self, path: PathSample, question: Question) -> Taught:
+        """What the teacher says of noisy latents, with the features that terms are taken of now."""
+        features = self.teacher_features if "feature" in self.counted else ()
+        output = self.teacher(path.x_BCHW, path.t_B, question, features)
         return Taught(output.velocity_BCHW, dict(zip(features, output.features, strict=True)))
 
     def needs_teacher(self, stage: str) -> bool:

@@ -56,7 +56,7 @@ class EncodeTeacher(Distill):
         """What the teacher says of a batch, as it will be stored: a shard's batches wait for each other in memory."""
         drawn = self.training_sample if batch.split == "train" else self.validation_sample
         path, condition = drawn(batch.batch)
-        return rounded(self.ask(batch.batch, path, condition, self.teacher_features), self.dtype_stored)
+        return rounded(self.answer(path, self.ask(batch.batch, condition)), self.dtype_stored)
 
     def shard(self, predictions: Sequence[Taught], positions: range) -> dict[str, Tensor]:
         """The tensors of a shard, of the predictions of its batches, in order."""

@@ -138,14 +138,16 @@ class StepDistill(Distill):
 
     def terms(self, output: DenoiserOutput, batch: Batch, path: PathSample, condition: Condition) -> list[LossTerm]:
         """Also L_adv, in training."""
-        terms = super().terms(output, batch, path, condition)
         if not self.training:
-            return terms
+            return super().terms(output, batch, path, condition)
+        question = self.ask(batch, condition)
+        if self.listens:  # the same question is answered here and observed below
+            batch = batch._replace(taught=self.answer(path, question))
+        terms = super().terms(output, batch, path, condition)
         t_B = self._level(batch, path)
         guess_BCHW = data_from_velocity(path.x_BCHW, output.velocity_BCHW.float(), path.t_B)
         fake_BCHW = self._noised(guess_BCHW, t_B, batch, Stream.RENOISE_FAKE)
-        nothing_B = self.conditioner.asks_nothing(condition)
-        (seen,) = self.teacher.observe([fake_BCHW], t_B, batch.condition, nothing_B, self.discriminator.features)
+        (seen,) = self.teacher.observe([fake_BCHW], t_B, question, self.discriminator.features)
         logits = self.discriminator(seen.features, t_B, seen.summary_BD)
         return [
             *terms, LossTerm("adversarial", "adversarial", self.adversarial.fool(logits), self.adversarial_weight)
@@ -169,7 +171,6 @@ class StepDistill(Distill):
                 "model.misaligned takes conditions of neighbours, but a process takes one image at once; set a larger "
                 "data.batch_size, or misaligned false"
             )
-        nothing_B = self.conditioner.asks_nothing(condition)
         with torch.no_grad():
             output: DenoiserOutput = self.denoiser(path.x_BCHW, path.t_B, self.conditioner(condition))
             reshard(self.denoiser, self.conditioner)
@@ -178,8 +179,8 @@ class StepDistill(Distill):
             guess_BCHW = data_from_velocity(path.x_BCHW, output.velocity_BCHW.float(), path.t_B)
             real_BCHW = self._noised(data_BCHW, t_B, batch, Stream.RENOISE_REAL)
             fake_BCHW = self._noised(guess_BCHW, t_B, batch, Stream.RENOISE_FAKE)
-            names = self.discriminator.features
-            real, fake = self.teacher.observe([real_BCHW, fake_BCHW], t_B, batch.condition, nothing_B, names)
+            question, names = self.ask(batch, condition), self.discriminator.features
+            real, fake = self.teacher.observe([real_BCHW, fake_BCHW], t_B, question, names)
         features = [feature.requires_grad_(self.penalty_weight > 0) for feature in real.features]
         logits = self.discriminator(features, t_B, real.summary_BD)
         losses = {
@@ -187,12 +188,12 @@ class StepDistill(Distill):
             "d_fake": (self.adversarial.fake(self.discriminator(fake.features, t_B, fake.summary_BD)), 1.0),
         }
         if self.misaligned:
-            neighbours = rolled(batch.condition)
             with torch.no_grad():
-                (other,) = self.teacher.observe([real_BCHW], t_B, neighbours, nothing_B, names)
+                (other,) = self.teacher.observe([real_BCHW], t_B, question.rolled(), names)
             strange_B = self.adversarial.fake(self.discriminator(other.features, t_B, other.summary_BD))
             # What would be seen just as before is real, and no fake.
-            other_B = ~(nothing_B | alike(batch.condition, neighbours).to(nothing_B.device))
+            same_B = alike(batch.condition, rolled(batch.condition)).to(t_B.device)
+            other_B = ~(question.nothing_B | same_B)
             losses["d_misaligned"] = (strange_B * other_B / other_B.float().mean().clamp(min=1e-6), 1.0)
         if self.penalty_weight:
             losses["d_penalty"] = (gradient_penalty(logits, features), self.penalty_weight)

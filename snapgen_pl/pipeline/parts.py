@@ -1,5 +1,6 @@
 """Networks of this project as components of a pipeline of diffusers: a config.json and weights in safetensors."""
 
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +15,7 @@ from snapgen_pl.conditioning.condition import Condition
 from snapgen_pl.conditioning.conditioner import Conditioner
 from snapgen_pl.conditioning.partial_texts import PartialTexts
 from snapgen_pl.conditioning.text_encoder import TextEncoder
-from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
+from snapgen_pl.models.denoiser import Conditioning, Denoiser, PreparedConditioning
 from snapgen_pl.models.latent_decoder import LatentDecoder
 from snapgen_pl.models.preconditioned import preconditioned
 from snapgen_pl.models.wrapped import Wrapped
@@ -62,16 +63,9 @@ class PipelineDenoiser(Wrapped, Part):  # type: ignore[misc]
     def __init__(self, network: dict[str, Any], sigma_data: float | None = None) -> None:
         super().__init__(preconditioned(build(Denoiser, network), sigma_data))  # type: ignore[type-abstract]
 
-    def forward(
-        self,
-        x_BCHW: Tensor,
-        t_B: Tensor,
-        conditioning: Conditioning | PreparedConditioning,
-        features: tuple[str, ...] = (),
-    ) -> DenoiserOutput:
-        """See Denoiser.forward."""
-        output: DenoiserOutput = self.denoiser(x_BCHW, t_B, conditioning, features)
-        return output
+    def outputs(self, x_BCHW: Tensor, t_B: Tensor, conditioning: PreparedConditioning) -> Iterator[tuple[str, Tensor]]:
+        """The denoiser's."""
+        return self.denoiser.outputs(x_BCHW, t_B, conditioning)
 
 
 class PipelineConditioner(Part):

@@ -315,7 +315,8 @@ def _seen(of: Recipe, teacher: TeacherNetwork, x_BCHW: Tensor) -> int:
     heads = of.discriminator.requires_grad_(False)  # it is not their turn
     noisy_BCHW = x_BCHW.to(next(network.parameters()).dtype).requires_grad_()
     network.requires_grad_(False)
-    through = saved(_asking(network, noisy_BCHW, teacher.asked, heads.features), weights, teacher.autocast).activations
+    looking = _asking(network, noisy_BCHW, teacher.asked, heads.features, alone=True)
+    through = saved(looking, weights, teacher.autocast).activations
     strides = [network.feature_strides[name] for name in heads.features]
     features = [
         torch.empty(len(noisy_BCHW), read.channels, *(side // stride for side in noisy_BCHW.shape[-2:]),
@@ -327,8 +328,13 @@ def _seen(of: Recipe, teacher: TeacherNetwork, x_BCHW: Tensor) -> int:
     return max(asked, through + judged.activations)
 
 
-def _asking(network: Denoiser, x_BCHW: Tensor, asked: Asked, features: tuple[str, ...] = ()) -> Callable[[], object]:
-    """A forward pass, what depends on the conditioning alone included; that of a frozen network needs no gradients."""
+def _asking(
+    network: Denoiser, x_BCHW: Tensor, asked: Asked, features: tuple[str, ...] = (), alone: bool = False
+) -> Callable[[], object]:
+    """A pass for a velocity and features, or these alone, what depends on the conditioning alone included.
+
+    That of a frozen network needs no gradients.
+    """
     images, dtype = len(x_BCHW), next(network.parameters()).dtype
     x_BCHW, t_B = x_BCHW.to(dtype), torch.empty(images, device="meta")
     told = Conditioning(
@@ -336,7 +342,7 @@ def _asking(network: Denoiser, x_BCHW: Tensor, asked: Asked, features: tuple[str
         torch.empty(images, asked.tokens, device="meta", dtype=torch.bool) if asked.masked else None,
         None if network.pooled_dim is None else torch.empty(images, network.pooled_dim, device="meta", dtype=dtype),
     )
-    return lambda: network(x_BCHW, t_B, told, features)
+    return lambda: (network.observe if alone else network)(x_BCHW, t_B, told, features)
 
 
 def _discriminator(given: Settings) -> Discriminator:

@@ -18,6 +18,32 @@ from snapgen_pl.metrics.sample_metric import Facts
 from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
 
 
+class Question(NamedTuple):
+    """What a teacher is told of samples, whatever their x and t: made by :meth:`Teacher.ask`, once a batch.
+
+    Attributes:
+        wanted: what each is asked for with, prepared.
+        nothing: likewise, that nothing is asked for.
+        nothing_B: bool, True where nothing is asked for.
+        summary_BD: fp32, what each is asked for with as one vector of width ``summary_dim``.
+    """
+
+    wanted: PreparedConditioning
+    nothing: PreparedConditioning
+    nothing_B: Tensor
+    summary_BD: Tensor
+
+    @property
+    def conditional(self) -> PreparedConditioning:
+        """What is wanted; nothing where nothing is asked for."""
+        return replace_rows(self.wanted, self.nothing, self.nothing_B)
+
+    def rolled(self) -> "Question":
+        """Each sample asked for with what the one before it is, the first with the last's; nothing stays nothing."""
+        wanted = self.wanted.mapped(lambda rows: rows.roll(1, 0))
+        return self._replace(wanted=wanted, summary_BD=self.summary_BD.roll(1, 0))
+
+
 class Observed(NamedTuple):
     """What a frozen network sees in noisy latents.
 
@@ -174,39 +200,53 @@ class Teacher(ABC):
         """Weights are of the precision that is wanted: the student's autocast ends here."""
         return torch.autocast(device.type, enabled=False)
 
+    def ask(self, condition: Condition, nothing_B: Tensor) -> Question:
+        """Puts a question: the conditioner's part and what else depends on neither x nor t.
+
+        Where weights are sharded, every process must ask and have answered as often as the others.
+
+        Args:
+            condition: what the samples are asked for with, before anything was dropped.
+            nothing_B: bool, True where the student is asked for nothing.
+
+        Raises:
+            ValueError: before :meth:`ready`.
+        """
+        if not self._has_weights:
+            raise ValueError(f"{type(self).__name__} has no weights yet; call ready() first")
+        # Inference mode off: FSDP would keep buffers made in a validation, and a training could not use them.
+        with torch.inference_mode(False), torch.no_grad(), self._precision(nothing_B.device):
+            conditioning: Conditioning = self._conditioner(condition)
+            return Question(
+                self._prepared(conditioning),
+                self._unconditional(condition, len(nothing_B)),
+                nothing_B,
+                conditioning.summary().float(),
+            )
+
     def __call__(
-        self,
-        x_BCHW: Tensor,
-        t_B: Tensor,
-        condition: Condition,
-        nothing_B: Tensor,
-        features: tuple[str, ...] = (),
+        self, x_BCHW: Tensor, t_B: Tensor, question: Question, features: tuple[str, ...] = ()
     ) -> DenoiserOutput:
         """The guided velocity v_u + s (v_c - v_u) in fp32, and features on the way to v_c.
 
-        Where s is not 1, v_c and v_u come of one forward of twice the batch. Where weights are sharded, every process
-        must call, as often as the others.
+        Where s is not 1, v_c and v_u come of one forward of twice the batch. Where nothing is asked for, v is v_u, and
+        so are the features.
 
         Args:
             x_BCHW: the noisy latents x_t.
             t_B: times in [0, 1]; 1 is noise.
-            condition: what the samples are asked for with, before anything was dropped.
-            nothing_B: bool, True where the student is asked for nothing: v is v_u there, and so are the features.
+            question: of :meth:`ask`.
             features: names out of ``feature_channels``.
 
         Raises:
-            ValueError: before :meth:`ready`, or for an unknown feature.
+            ValueError: for an unknown feature.
         """
-        self._check_weights()
-        # Inference mode off: FSDP would keep buffers made in a validation, and a training could not use them.
         with torch.inference_mode(False), torch.no_grad(), self._precision(x_BCHW.device):
-            unconditional = self._unconditional(condition, len(x_BCHW))
-            conditional = replace_rows(self._prepared(self._conditioner(condition)), unconditional, nothing_B)
             x_BCHW = x_BCHW.to(self._dtype)
             if self.guidance.scale == 1:
-                output: DenoiserOutput = self._denoiser(x_BCHW, t_B, conditional, features)
+                output: DenoiserOutput = self._denoiser(x_BCHW, t_B, question.conditional, features)
                 return output._replace(velocity_BCHW=output.velocity_BCHW.float())
-            both = concatenate(conditional, unconditional)
+            both = concatenate(question.conditional, question.nothing)
             output = self._denoiser(x_BCHW.repeat(2, 1, 1, 1), t_B.repeat(2), both, features)
             velocities = output.velocity_BCHW.float().chunk(2)
             return DenoiserOutput(
@@ -214,46 +254,34 @@ class Teacher(ABC):
             )
 
     def observe(
-        self,
-        latents: Sequence[Tensor],
-        t_B: Tensor,
-        condition: Condition,
-        nothing_B: Tensor,
-        features: tuple[str, ...],
+        self, latents: Sequence[Tensor], t_B: Tensor, question: Question, features: tuple[str, ...]
     ) -> list[Observed]:
-        """What the network sees in noisy latents: features on the way to v_c. Gradients reach the latents alone.
+        """What the network sees in noisy latents: features on the way to v_c, and nothing is computed beyond them.
+
+        Gradients reach the latents alone.
 
         Args:
             latents: one or more x_BCHW, seen in one forward.
             t_B: times in [0, 1], of each of them.
-            condition: what the samples are asked for with, before anything was dropped.
-            nothing_B: bool, True where nothing is asked for.
+            question: of :meth:`ask`.
             features: names out of ``feature_channels``.
 
         Returns:
             One for each of ``latents``.
 
         Raises:
-            ValueError: before :meth:`ready`, or for an unknown feature.
+            ValueError: for an unknown feature.
         """
-        self._check_weights()
         times = len(latents)
         with torch.inference_mode(False), self._precision(t_B.device):
             with torch.no_grad():
-                conditioning = self._conditioner(condition)
-                unconditional = self._unconditional(condition, len(t_B))
-                conditional = replace_rows(self._prepared(conditioning), unconditional, nothing_B)
-                summary_BD = conditioning.summary().float().masked_fill(nothing_B[:, None], 0.0)
-            prepared = reduce(concatenate, [conditional] * times)
-            output: DenoiserOutput = self._denoiser(
+                summary_BD = question.summary_BD.masked_fill(question.nothing_B[:, None], 0.0)
+                prepared = reduce(concatenate, [question.conditional] * times)
+            seen = self._denoiser.observe(
                 torch.cat(list(latents)).to(self._dtype), t_B.repeat(times), prepared, features
             )
-        by_feature = [feature.chunk(times) for feature in output.features]
-        return [Observed(seen, summary_BD) for seen in zip(*by_feature, strict=True)]
-
-    def _check_weights(self) -> None:
-        if not self._has_weights:
-            raise ValueError(f"{type(self).__name__} has no weights yet; call ready() first")
+        by_feature = [feature.chunk(times) for feature in seen]
+        return [Observed(each, summary_BD) for each in zip(*by_feature, strict=True)]
 
     def _unconditional(self, condition: Condition, count: int) -> PreparedConditioning:
         """What nothing asked for comes to: made once, for everything here is frozen."""

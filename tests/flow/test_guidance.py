@@ -1,4 +1,5 @@
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 
 from snapgen_pl.flow.guidance import Guidance, concatenate, guided_velocity, replace_rows
 from snapgen_pl.flow.samplers import SDE, Euler, Heun, Sampler
-from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
+from snapgen_pl.models.denoiser import VELOCITY, Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
 
 CHANNELS, WIDTH = 4, 6
 
@@ -24,35 +25,28 @@ class TinyDenoiser(Denoiser):
         self.key, self.value = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
         self.time = nn.Linear(1, WIDTH)
         self.out = nn.Conv2d(WIDTH, CHANNELS, 3, padding=1)
-        self.prepared = 0
+        self.preparations = 0
         self.batches: list[int] = []
 
     def prepare(self, conditioning: Conditioning) -> PreparedConditioning:
-        self.prepared += 1
+        self.preparations += 1
         tokens = conditioning.tokens_BSD[:, None]
         return PreparedConditioning(
             (self.key(tokens),), (self.value(tokens),), conditioning.mask_BS, conditioning.pooled_BP
         )
 
-    def forward(
-        self,
-        x_BCHW: Tensor,
-        t_B: Tensor,
-        conditioning: Conditioning | PreparedConditioning,
-        features: tuple[str, ...] = (),
-    ) -> DenoiserOutput:
-        prepared = self.prepare(conditioning) if isinstance(conditioning, Conditioning) else conditioning
+    def outputs(self, x_BCHW: Tensor, t_B: Tensor, conditioning: PreparedConditioning) -> Iterator[tuple[str, Tensor]]:
         self.batches.append(len(x_BCHW))
         embedding = self.time(t_B[:, None].to(self.time.weight.dtype))
-        if prepared.embedding_BE is not None:
-            embedding = embedding + prepared.embedding_BE
+        if conditioning.embedding_BE is not None:
+            embedding = embedding + conditioning.embedding_BE
         h = self.query(x_BCHW.to(self.query.weight.dtype)) + embedding[..., None, None]
-        mask = None if prepared.mask_BS is None else prepared.mask_BS[:, None, None]
+        mask = None if conditioning.mask_BS is None else conditioning.mask_BS[:, None, None]
         query = h.flatten(2).transpose(1, 2)[:, None]
         h = h + nn.functional.scaled_dot_product_attention(
-            query, prepared.keys[0], prepared.values[0], attn_mask=mask
+            query, conditioning.keys[0], conditioning.values[0], attn_mask=mask
         ).squeeze(1).transpose(1, 2).view_as(h)
-        return DenoiserOutput(self.out(h))
+        yield VELOCITY, self.out(h)
 
 
 def tiny() -> TinyDenoiser:
@@ -130,7 +124,7 @@ def test_a_sampler_prepares_each_conditioning_once_and_forwards_once_a_call(samp
     denoiser = tiny()
     velocity = guided_velocity(denoiser, CONDITIONING, UNCONDITIONAL, Guidance(2.0))
     sampler(velocity, X, lambda step: random(3, CHANNELS, 8, 8))
-    assert denoiser.prepared == 2
+    assert denoiser.preparations == 2
     assert denoiser.batches == [6] * sampler.network_calls
 
 

@@ -215,6 +215,9 @@ def test_it_is_counted_with_its_pooled_vector() -> None:
     cost = count(SHARED, size=8, tokens=tokens)
     assert cost.macs == ends + 2 * (image + text) + last + 3 * attention
     assert cost.params == sum(parameter.numel() for parameter in SHARED.parameters())
+    observed = count(SHARED, size=8, tokens=tokens, observed=("block.1", "block.0"))
+    norm_and_projection = 2 * width**2 + patches * width * 16
+    assert observed.macs == ends - norm_and_projection + 2 * (image + text) + 2 * attention
 
 
 def test_its_units_are_its_blocks() -> None:

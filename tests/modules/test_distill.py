@@ -19,6 +19,7 @@ from snapgen_pl.flow.path import sample_path
 from snapgen_pl.models.denoiser import DenoiserOutput
 from snapgen_pl.modules.pretrain import Pretrain
 from snapgen_pl.teachers.run import RunTeacher
+from snapgen_pl.teachers.teacher import Question
 from tests import distill_run, pretrain_run, tiny_run
 from tests.distill_run import PAIRS, distill, train
 from tests.golden_values import StepLosses
@@ -56,9 +57,13 @@ class Asked(RunTeacher):
         self.asked: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self.answers: list[DenoiserOutput] = []
 
-    def __call__(self, x_BCHW: Tensor, t_B: Tensor, condition: Any, nothing_B: Tensor, features: Any = ()) -> Any:
-        self.asked.append((x_BCHW, t_B, condition, nothing_B))
-        self.answers.append(super().__call__(x_BCHW, t_B, condition, nothing_B, features))
+    def ask(self, condition: Any, nothing_B: Tensor) -> Question:
+        self.question = condition, nothing_B
+        return super().ask(condition, nothing_B)
+
+    def __call__(self, x_BCHW: Tensor, t_B: Tensor, question: Question, features: Any = ()) -> Any:
+        self.asked.append((x_BCHW, t_B, *self.question))
+        self.answers.append(super().__call__(x_BCHW, t_B, question, features))
         return self.answers[-1]
 
 

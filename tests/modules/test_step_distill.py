@@ -111,7 +111,7 @@ def test_the_terms_are_those_of_the_method(images: Path, run: Path, tmp_path: Pa
         x_BCHW = (1 - t_B111) * data_BCHW + t_B111 * noise
         plain = RunTeacher(str(run))  # unguided: features are of the conditional velocity
         plain.ready(tmp_path, ("cat", "dog"))
-        output = plain(x_BCHW, t_B, batch.condition, nothing_B, ("down.0", "up.1"))
+        output = plain(x_BCHW, t_B, plain.ask(batch.condition, nothing_B), ("down.0", "up.1"))
         summary = plain._conditioner(batch.condition).tokens_BSD.mean(1) * ~nothing_B[:, None]
         with torch.no_grad():
             found: list[Tensor] = module.discriminator(output.features, t_B, summary)
@@ -187,6 +187,21 @@ def test_conditions_of_neighbours_that_ask_for_the_same_or_for_nothing_are_no_fa
     one = batch._replace(**{name: value[:1] for name, value in batch._asdict().items() if isinstance(value, Tensor)})
     with pytest.raises(ValueError, match="a process takes one image at once"):
         module.discriminator_terms(one, path, left_B)
+
+
+@pytest.mark.parametrize("output_weight", [0.0, 1.0])
+def test_a_batch_is_one_question_to_the_teacher_in_either_turn(
+    images: Path, run: Path, tmp_path: Path, output_weight: float
+) -> None:
+    module, batch = ready(images, run, tmp_path, misaligned=True, output_weight=output_weight)
+    assert isinstance(module.teacher, RunTeacher)
+    done: list[str] = []
+    for name, part in (("told", module.teacher._conditioner), ("answered", module.teacher._denoiser)):
+        part.register_forward_hook(lambda *_, name=name: done.append(name))
+    module.discriminator_terms(batch, *module.training_sample(batch))
+    assert done == ["told"]
+    module.loss_terms(batch, *module.training_sample(batch))
+    assert done[1:] == ["told", *["answered"] * (output_weight > 0)]
 
 
 @pytest.mark.parametrize("steps", [3, pytest.param(4, marks=pytest.mark.slow)])

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from snapgen_pl.autoencoders.kl import KL
 from snapgen_pl.data.requests import Request
 from snapgen_pl.flow.guidance import Guidance, guided_velocity
 from snapgen_pl.flow.samplers import SDE, Heun
-from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
+from snapgen_pl.models.denoiser import VELOCITY, Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
 from snapgen_pl.models.peers.sit import SiTVelocity
 from snapgen_pl.released.sit import ReleasedSiT
 from tests.released.tiny import (
@@ -36,10 +37,10 @@ class GaussianSiT(Denoiser):
     def prepare(self, conditioning: Conditioning) -> PreparedConditioning:
         return PreparedConditioning(embedding_BE=conditioning.tokens_BSD[:, 0])
 
-    def forward(self, x_BCHW: Tensor, t_B: Tensor, conditioning: Any, features: Any = ()) -> DenoiserOutput:
+    def outputs(self, x_BCHW: Tensor, t_B: Tensor, conditioning: Any) -> Iterator[tuple[str, Tensor]]:
         s = (1000 * t_B)[:, None, None, None]
         variance = (s * STD) ** 2 + (1 - s) ** 2
-        return DenoiserOutput(MEAN + (s * STD**2 - (1 - s)) / variance * (x_BCHW - s * MEAN))
+        yield VELOCITY, MEAN + (s * STD**2 - (1 - s)) / variance * (x_BCHW - s * MEAN)
 
 
 def test_a_gaussian_in_sits_convention_is_sampled_by_our_solver() -> None:

@@ -126,7 +126,7 @@ def test_the_largest_micro_batch_fits_and_no_larger_one() -> None:
 
 def test_step_distillation_has_a_discriminator_and_a_teacher_that_is_looked_through(tmp_path: Path) -> None:
     pipeline = tiny.pipeline(tmp_path)
-    heads = {"inputs": [{"feature": "block.0", "channels": 16}], "summary_dim": 12, "width": 8}
+    heads = {"inputs": [{"feature": "block.2", "channels": 16}], "summary_dim": 12, "width": 8}
     conditioner = declared("conditioning.class_tokens.ClassTokens", num_classes=2, tokens=5, context_dim=12)
     teacher = declared("teachers.sd3.SD3Teacher", path=str(pipeline), conditioner=conditioner, dtype="float32")
     distill = merged(PRETRAIN, {"model": {"init_args": {"teacher": teacher}}})
@@ -137,7 +137,7 @@ def test_step_distillation_has_a_discriminator_and_a_teacher_that_is_looked_thro
     step["model"]["class_path"] = "snapgen_pl.modules.step_distill.StepDistill"
     learned, judged = sizes(written(tmp_path, distill)), sizes(written(tmp_path, step))
     with torch.device("meta"):
-        discriminator = Discriminator([HeadInput("block.0", 16)], summary_dim=12, width=8)
+        discriminator = Discriminator([HeadInput("block.2", 16)], summary_dim=12, width=8)
     weights = sum(weight.numel() for weight in discriminator.parameters())
     assert judged["discriminator, its gradients and optimizer state"] == 4 * 4 * weights
     mmdit = tiny.mmdit()
@@ -145,6 +145,9 @@ def test_step_distillation_has_a_discriminator_and_a_teacher_that_is_looked_thro
     held = [*mmdit.parameters(), *mmdit.buffers()]
     assert judged[name] == learned[name] == 4 * sum(tensor.numel() for tensor in held)
     assert judged["activations, an image: teacher"] > learned["activations, an image: teacher"] > 0
+    step["model"]["init_args"]["discriminator"]["init_args"]["inputs"][0]["feature"] = "block.1"
+    early = sizes(written(tmp_path, step))
+    assert early["activations, an image: teacher"] < judged["activations, an image: teacher"]
     assert judged["activations, an image: denoiser"] == learned["activations, an image: denoiser"]
     offloaded = merged(distill, {"model": {"init_args": {"teacher": {"init_args": {"placement": "offloaded"}}}}})
     assert sizes(written(tmp_path, offloaded))[name] == 4 * sum(buffer.numel() for buffer in mmdit.buffers())
@@ -160,7 +163,10 @@ def test_encoders_are_held_where_their_states_are_not_stored() -> None:
 
 
 def test_it_says_what_a_gpu_was_measured_to_hold(tmp_path: Path) -> None:
-    """snapgen_t2i of benchmarks.training, without an average, whose gradients come as its activations go."""
+    """snapgen_t2i of benchmarks.training, without an average, whose gradients come as its activations go.
+
+    Its teacher computed all of its blocks then, as it does now where a head reads the last.
+    """
     measured = json.loads((experiments_dir() / "results" / "step_distill_cuda.json").read_text())["turns"]["generator"]
     distill = [experiments_dir() / "t2i" / "kd_output.yaml", experiments_dir() / "step" / "four_step.yaml"]
     states = dict.fromkeys(("clip_l", "clip_g", "gemma", "t5"), "stored")
@@ -172,6 +178,9 @@ def test_it_says_what_a_gpu_was_measured_to_hold(tmp_path: Path) -> None:
                 ),
                 "autoencoder": declared("autoencoders.patch_pca.PatchPCA", patch=8, channels=16),
                 "teacher": {"init_args": {"placement": "replicated"}},
+                "discriminator": {
+                    "init_args": {"inputs": [{"feature": f"block.{i}", "channels": 2432} for i in (7, 15, 23, 37)]}
+                },
             }
         },
         "data": {"init_args": {"text_states": states}},

@@ -16,6 +16,7 @@ from snapgen_pl.models.unet import UNet
 from snapgen_pl.teachers.run import RunTeacher
 from tests import sample_run
 from tests.conditioning.tiny_clip import save_pipeline
+from tests.teachers.tiny import answer
 
 CLASSES = tuple(sample_run.CLASSES)
 NAMES = ("middle", "up.0")
@@ -123,7 +124,7 @@ def by_hand(run: Path, key: str, label_B: Tensor) -> Tensor:
 
 def test_a_runs_averaged_weights_teach(run: Path) -> None:
     x_BCHW, t_B, label_B, nothing_B = asked()
-    taught = ready(run)(x_BCHW, t_B, label_B, nothing_B, NAMES)
+    taught = answer(ready(run), x_BCHW, t_B, label_B, nothing_B, NAMES)
     told_B = torch.where(nothing_B, 3, label_B)
     torch.testing.assert_close(taught.velocity_BCHW, by_hand(run, "ema", told_B))
     assert (taught.velocity_BCHW - by_hand(run, "raw", told_B)).abs().max() > 1e-3
@@ -134,16 +135,16 @@ def test_it_is_guided_as_the_student_asks(run: Path) -> None:
     x_BCHW, t_B, label_B, nothing_B = asked()
     conditional = by_hand(run, "ema", torch.where(nothing_B, 3, label_B))
     unconditional = by_hand(run, "ema", torch.full((4,), 3))
-    taught = ready(run, guidance=Guidance(3.0))(x_BCHW, t_B, label_B, nothing_B).velocity_BCHW
+    taught = answer(ready(run, guidance=Guidance(3.0)), x_BCHW, t_B, label_B, nothing_B).velocity_BCHW
     torch.testing.assert_close(taught, unconditional + 3 * (conditional - unconditional), atol=1e-4, rtol=1e-4)
 
 
 def test_bfloat16_is_autocast_and_float32_is_not(run: Path) -> None:
     exact, rounded = ready(run), ready(run, dtype="bfloat16")
-    wanted = exact(*asked()).velocity_BCHW
+    wanted = answer(exact, *asked()).velocity_BCHW
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(exact(*asked()).velocity_BCHW, wanted)
-    taught = rounded(*asked()).velocity_BCHW
+        assert torch.equal(answer(exact, *asked()).velocity_BCHW, wanted)
+    taught = answer(rounded, *asked()).velocity_BCHW
     assert taught.dtype == torch.float32
     assert 0 < (taught - wanted).norm() / wanted.norm() < 0.05
     assert {p.dtype for p in rounded._denoiser.parameters()} == {torch.float32}
@@ -157,7 +158,7 @@ def test_its_shapes_are_known_before_its_weights(run: Path) -> None:
     assert made.takes == "label"
     assert made.encoders() == {}
     with pytest.raises(ValueError, match="RunTeacher has no weights yet"):
-        made(*asked())
+        answer(made, *asked())
     with pytest.raises(ValueError, match=r"unknown features \['block.0'\]; UNet has"):
         made.check_features(("block.0",))
     assert made.ready(run, CLASSES) == [f"teacher: {run / 'last.ckpt'}, averaged weights"]
@@ -291,8 +292,8 @@ def test_texts_of_classes_are_taken_from_the_run(tmp_path: Path) -> None:
     made = RunTeacher(str(run))
     assert made.ready(tmp_path / "student", CLASSES)[1] == f"class texts: {run / 'class_texts.safetensors'}"
     x_BCHW, t_B, label_B, nothing_B = asked()
-    velocity = made(x_BCHW, t_B, label_B, nothing_B).velocity_BCHW
-    other = made(x_BCHW, t_B, label_B.roll(1), nothing_B).velocity_BCHW
+    velocity = answer(made, x_BCHW, t_B, label_B, nothing_B).velocity_BCHW
+    other = answer(made, x_BCHW, t_B, label_B.roll(1), nothing_B).velocity_BCHW
     assert torch.equal(velocity[3], other[3])
     assert not torch.equal(velocity[:3], other[:3])
 

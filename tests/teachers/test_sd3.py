@@ -21,7 +21,7 @@ from snapgen_pl.conditioning.class_tokens import ClassTokens
 from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.models.denoiser import Conditioning
 from snapgen_pl.teachers.sd3 import SD3Teacher
-from tests.teachers.tiny import CLASSES, NAMES, asked, conditioner, mmdit, pipeline, teacher
+from tests.teachers.tiny import CLASSES, NAMES, answer, asked, conditioner, mmdit, observation, pipeline, teacher
 from tests.tiny_kl import kl
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -53,7 +53,7 @@ def test_the_velocity_is_guided_and_of_samples_without_a_condition_it_is_not(fol
     conditional, unconditional = velocity(x_BCHW, t_B, label_B), velocity(x_BCHW, t_B, torch.full((4,), len(CLASSES)))
     made = teacher(folder, scale=4.5)
     rows = rows_seen(made)
-    output = made(x_BCHW, t_B, label_B, nothing_B)
+    output = answer(made, x_BCHW, t_B, label_B, nothing_B)
     expected = unconditional + 4.5 * (conditional - unconditional)
     torch.testing.assert_close(output.velocity_BCHW[:3], expected[:3], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(output.velocity_BCHW[3:], unconditional[3:], atol=1e-4, rtol=1e-4)
@@ -66,7 +66,7 @@ def test_guidance_of_one_is_the_conditional_velocity_from_one_forward_of_the_bat
     x_BCHW, t_B, label_B, nothing_B = asked()
     made = teacher(folder, scale=1)
     rows = rows_seen(made)
-    output = made(x_BCHW, t_B, label_B, nothing_B)
+    output = answer(made, x_BCHW, t_B, label_B, nothing_B)
     assert rows == [4]
     expected = velocity(x_BCHW, t_B, torch.where(nothing_B, len(CLASSES), label_B))
     torch.testing.assert_close(output.velocity_BCHW, expected)
@@ -75,7 +75,9 @@ def test_guidance_of_one_is_the_conditional_velocity_from_one_forward_of_the_bat
 def test_guidance_acts_on_the_samples_whose_time_it_acts_at(folder: Path) -> None:
     x_BCHW, _, label_B, nothing_B = asked()
     t_B = torch.tensor([0.1, 0.5, 0.9, 0.5])
-    output = teacher(folder, guidance=Guidance(3.0, interval=(0.4, 0.6), channels=2))(x_BCHW, t_B, label_B, nothing_B)
+    output = answer(
+        teacher(folder, guidance=Guidance(3.0, interval=(0.4, 0.6), channels=2)), x_BCHW, t_B, label_B, nothing_B
+    )
     conditional, unconditional = velocity(x_BCHW, t_B, label_B), velocity(x_BCHW, t_B, torch.full((4,), len(CLASSES)))
     expected = conditional.clone()
     expected[1, :2] = (unconditional + 3 * (conditional - unconditional))[1, :2]
@@ -86,7 +88,7 @@ def test_guidance_acts_on_the_samples_whose_time_it_acts_at(folder: Path) -> Non
 @pytest.mark.parametrize("scale", [1.0, 4.5])
 def test_features_are_those_on_the_way_to_the_conditional_velocity(folder: Path, scale: float) -> None:
     x_BCHW, t_B, label_B, nothing_B = asked()
-    features = teacher(folder, scale)(x_BCHW, t_B, label_B, nothing_B, NAMES).features
+    features = answer(teacher(folder, scale), x_BCHW, t_B, label_B, nothing_B, NAMES).features
     with torch.no_grad():
         told = conditioner()(torch.where(nothing_B, len(CLASSES), label_B))
         expected = mmdit()(x_BCHW, t_B, told, NAMES).features
@@ -105,7 +107,7 @@ def test_nothing_is_known_of_the_weights_but_their_shapes_until_it_is_ready(fold
     assert made.takes == "label"
     made.check_features(NAMES)
     with pytest.raises(ValueError, match=r"SD3Teacher has no weights yet; call ready\(\) first"):
-        made(*asked())
+        answer(made, *asked())
     with pytest.raises(ValueError, match=r"unknown features \['block.3'\]"):
         made.check_features(("block.3",))
     with pytest.raises(ValueError, match=r"no diffusion_pytorch_model\.safetensors in .*transformer"):
@@ -130,7 +132,7 @@ def test_asking_never_waits_for_the_device(folder: Path, monkeypatch: pytest.Mon
     made = teacher(folder, ready=False, guidance=Guidance(2.0, (0.2, 0.9), channels=3))
     made.place(torch.device("meta"))
     made._has_weights = True
-    assert made(*(part.to("meta") for part in asked()), NAMES).velocity_BCHW.is_meta
+    assert answer(made, *(part.to("meta") for part in asked()), NAMES).velocity_BCHW.is_meta
 
 
 class Student(L.LightningModule):
@@ -143,7 +145,7 @@ class Student(L.LightningModule):
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         x_BCHW, t_B, label_B, nothing_B = batch
-        taught = self.teacher(x_BCHW, t_B, label_B, nothing_B, NAMES)
+        taught = answer(self.teacher, x_BCHW, t_B, label_B, nothing_B, NAMES)
         return (self.layer(x_BCHW) * taught.velocity_BCHW).square().mean() * taught.features[0].mean()
 
     validation_step = training_step
@@ -187,12 +189,12 @@ def test_its_holder_has_nothing_of_it(folder: Path, tmp_path: Path) -> None:
 def test_answers_have_no_gradient_and_serve_those_that_have(folder: Path) -> None:
     made, (x_BCHW, t_B, label_B, nothing_B) = teacher(folder), asked()
     with torch.inference_mode():  # a validation before the first step
-        made(x_BCHW, t_B, label_B, nothing_B)
+        answer(made, x_BCHW, t_B, label_B, nothing_B)
     x_BCHW.requires_grad_()
-    taught = made(x_BCHW, t_B, label_B, nothing_B, NAMES)
-    for answer in (taught.velocity_BCHW, *taught.features):
-        assert not answer.requires_grad
-        assert not answer.is_inference()
+    taught = answer(made, x_BCHW, t_B, label_B, nothing_B, NAMES)
+    for said in (taught.velocity_BCHW, *taught.features):
+        assert not said.requires_grad
+        assert not said.is_inference()
     (x_BCHW * taught.velocity_BCHW).sum().backward()
     assert torch.equal(x_BCHW.grad, taught.velocity_BCHW)
 
@@ -200,14 +202,14 @@ def test_answers_have_no_gradient_and_serve_those_that_have(folder: Path) -> Non
 def test_bfloat16_is_its_own_whatever_the_student_runs_in(folder: Path) -> None:
     rounded, exact = teacher(folder, dtype="bfloat16"), teacher(folder)
     assert {p.dtype for p in rounded._denoiser.parameters()} == {torch.bfloat16}
-    plain = rounded(*asked(), NAMES)
+    plain = answer(rounded, *asked(), NAMES)
     assert plain.velocity_BCHW.dtype == torch.float32
     assert {feature.dtype for feature in plain.features} == {torch.bfloat16}
-    wanted = exact(*asked()).velocity_BCHW
+    wanted = answer(exact, *asked()).velocity_BCHW
     assert 0 < (plain.velocity_BCHW - wanted).norm() / wanted.norm() < 0.1
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(rounded(*asked()).velocity_BCHW, plain.velocity_BCHW)
-        assert torch.equal(exact(*asked()).velocity_BCHW, wanted)
+        assert torch.equal(answer(rounded, *asked()).velocity_BCHW, plain.velocity_BCHW)
+        assert torch.equal(answer(exact, *asked()).velocity_BCHW, wanted)
 
 
 def test_weights_in_several_files_are_the_same_weights(folder: Path, tmp_path: Path) -> None:
@@ -217,7 +219,9 @@ def test_weights_in_several_files_are_the_same_weights(folder: Path, tmp_path: P
     assert WEIGHTS not in files
     whole, sharded = teacher(folder), teacher(parts)
     # Not to the bit: products of mapped weights are taken otherwise where a file aligns them otherwise.
-    torch.testing.assert_close(sharded(*asked()).velocity_BCHW, whole(*asked()).velocity_BCHW, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        answer(sharded, *asked()).velocity_BCHW, answer(whole, *asked()).velocity_BCHW, atol=1e-4, rtol=1e-4
+    )
     assert whole.identity() == sharded.identity()
 
 
@@ -236,10 +240,10 @@ def test_identities_tell_what_answers_depend_on(folder: Path, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_compiled_blocks_give_the_same_answers(folder: Path) -> None:
-    expected = teacher(folder)(*asked(), NAMES)
+    expected = answer(teacher(folder), *asked(), NAMES)
     made = teacher(folder, compile=True)
     for _ in range(2):
-        output = made(*asked(), NAMES)
+        output = answer(made, *asked(), NAMES)
         torch.testing.assert_close(output.velocity_BCHW, expected.velocity_BCHW, atol=1e-4, rtol=1e-4)
         for feature, wanted in zip(output.features, expected.features, strict=True):
             torch.testing.assert_close(feature, wanted, atol=1e-4, rtol=1e-4)
@@ -255,12 +259,14 @@ def test_divided_among_two_processes_it_answers_as_one(folder: Path, tmp_path: P
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     made = teacher(folder)
-    expected = made(*asked(), NAMES)
+    expected = answer(made, *asked(), NAMES)
     for rank in range(2):
         said = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(said["velocity"], expected.velocity_BCHW[rank::2], atol=1e-4, rtol=1e-4)
         for feature, wanted in zip(said["features"], expected.features, strict=True):
             torch.testing.assert_close(feature, wanted[rank::2], atol=1e-4, rtol=1e-4)
+        for found, wanted in zip((said["seen"], said["gradient"]), observation(made, *asked()), strict=True):
+            torch.testing.assert_close(found, wanted[rank::2], atol=1e-3, rtol=1e-3)
         assert said["same"]
         assert said["share"] == pytest.approx(0.5, abs=0.05)
         assert said["identity"] == made.identity()["weights"]
@@ -303,22 +309,24 @@ def test_a_network_needs_the_pooled_vector_that_its_conditioner_has_to_give(fold
     made = SD3Teacher(ClassTokens(3, tokens=5, context_dim=12), str(folder), dtype="float32")
     made.ready(folder, CLASSES)
     with pytest.raises(ValueError, match="needs a pooled vector"):
-        made(*asked())
+        answer(made, *asked())
 
 
 def test_a_process_alone_may_offload_in_a_group_of_its_own(folder: Path, tmp_path: Path) -> None:
-    expected = teacher(folder)(*asked(), NAMES)
+    expected = answer(teacher(folder), *asked(), NAMES)
     distributed.init_process_group(
         "gloo", store=distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
     )
     try:
         made = teacher(folder, placement="offloaded")
         made.place(torch.device("cpu"))
-        output = made(*asked(), NAMES)
+        output = answer(made, *asked(), NAMES)
+        observed = observation(made, *asked())
     finally:
         distributed.destroy_process_group()
     torch.testing.assert_close(output.velocity_BCHW, expected.velocity_BCHW)
     assert all(torch.equal(a, b) for a, b in zip(output.features, expected.features, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(observed, observation(teacher(folder), *asked()), strict=True))
 
 
 @pytest.mark.parametrize("kind", ["missing", "foreign", "misshapen", "truncated", "pickled"])

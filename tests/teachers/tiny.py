@@ -11,9 +11,10 @@ from torch import Tensor, distributed, nn
 from snapgen_pl.conditioning.class_tokens import ClassTokens
 from snapgen_pl.conditioning.condition import Condition
 from snapgen_pl.flow.guidance import Guidance
-from snapgen_pl.models.denoiser import Conditioning
+from snapgen_pl.models.denoiser import Conditioning, DenoiserOutput
 from snapgen_pl.models.mmdit import MMDiT
 from snapgen_pl.teachers.sd3 import SD3Teacher
+from snapgen_pl.teachers.teacher import Teacher
 from tests.tiny_kl import kl
 
 CLASSES = ("cat", "dog", "owl")
@@ -66,6 +67,20 @@ def teacher(folder: Path, scale: float = 4.5, ready: bool = True, **options: Any
     return made
 
 
+def answer(
+    made: Teacher, x_BCHW: Tensor, t_B: Tensor, condition: Condition, nothing_B: Tensor, features: tuple[str, ...] = ()
+) -> DenoiserOutput:
+    return made(x_BCHW, t_B, made.ask(condition, nothing_B), features)
+
+
+def observation(made: Teacher, x_BCHW: Tensor, t_B: Tensor, *asked: Tensor) -> tuple[Tensor, Tensor]:
+    """A feature before the last one, and the gradient through it."""
+    x_BCHW = x_BCHW.clone().requires_grad_()
+    (seen,) = made.observe([x_BCHW], t_B, made.ask(*asked), ("block.1",))
+    (gradient,) = torch.autograd.grad(seen.features[0].square().sum(), x_BCHW)
+    return seen.features[0].detach(), gradient
+
+
 def asked(size: int = 4) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x, t, labels, and that nothing is asked of the last sample."""
     torch.manual_seed(1)
@@ -91,9 +106,12 @@ def main() -> None:
     for mode in (torch.inference_mode, torch.enable_grad):  # as in validation, and in training after it
         with mode():
             own = move_data_to_device(tuple(part[rank::ranks] for part in asked()), torch.device("cpu"))
-            answers.append(made(*own, NAMES))
+            answers.append(answer(made, *own, NAMES))
+    seen, gradient = observation(made, *own)
     torch.save(
         {
+            "seen": seen,
+            "gradient": gradient,
             "velocity": answers[1].velocity_BCHW,
             "features": list(answers[1].features),
             "same": torch.equal(answers[0].velocity_BCHW, answers[1].velocity_BCHW),

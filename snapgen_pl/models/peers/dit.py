@@ -6,6 +6,7 @@ blocks whose layer norms are modulated by time and class (adaLN-Zero).
 Axes in names: B batch, S patches or tokens, E hidden width, C channels, H and W height and width.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snapgen_pl.models.attention import attend
-from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
+from snapgen_pl.models.denoiser import VELOCITY, Conditioning, Denoiser, PreparedConditioning
 from snapgen_pl.models.layers import TimeEmbedding, zero
 from snapgen_pl.models.peers.patches import to_grid, unpatch
 
@@ -146,36 +147,26 @@ class DiT(Denoiser):
         self.refuse_pooled(conditioning)
         return PreparedConditioning(embedding_BE=self.context(conditioning.summary()))
 
-    def forward(
-        self,
-        x_BCHW: Tensor,
-        t_B: Tensor,
-        conditioning: Conditioning | PreparedConditioning,
-        features: tuple[str, ...] = (),
-    ) -> DenoiserOutput:
-        """Predicts noise - data; ``features`` are blocks' outputs as (B, hidden, H / patch, W / patch) grids.
+    def outputs(self, x_BCHW: Tensor, t_B: Tensor, conditioning: PreparedConditioning) -> Iterator[tuple[str, Tensor]]:
+        """The blocks' outputs as (B, hidden, H / patch, W / patch) grids, and noise - data.
 
         Raises:
-            ValueError: for an unknown feature name, a latent that patches do not tile, or a foreign conditioning.
+            ValueError: for a latent that patches do not tile, or a foreign conditioning.
         """
-        self.check_features(features)
-        prepared = self.prepared(conditioning)
-        if prepared.embedding_BE is None:
+        if conditioning.embedding_BE is None:
             raise ValueError("the prepared conditioning has no embedding; make it with this DiT's prepare()")
         height, width = self._grid(x_BCHW)
-        condition_BE = F.silu(self.time(t_B) + prepared.embedding_BE)
+        condition_BE = F.silu(self.time(t_B) + conditioning.embedding_BE)
 
         x = self.embed(x_BCHW).flatten(2).transpose(1, 2)
         x = x + position_table(height, width, self.hidden, x.device).to(x.dtype)
-        taps: dict[str, Tensor] = {}
         for name, block in zip(self.feature_names, self.blocks, strict=True):
             x = block(x, condition_BE)
-            if name in features:
-                taps[name] = to_grid(x, height, width)
+            yield name, to_grid(x, height, width)
         shift, scale = self.modulation_out(condition_BE).chunk(2, dim=-1)
         patches = self.out(modulate(self.norm_out(x), shift, scale))
         image_BCHW = unpatch(patches, height, width, self.patch)
-        return DenoiserOutput(image_BCHW[:, : self.in_channels], tuple(taps[name] for name in features))
+        yield VELOCITY, image_BCHW[:, : self.in_channels]
 
     def _grid(self, x_BCHW: Tensor) -> tuple[int, int]:
         height, width = x_BCHW.shape[-2:]

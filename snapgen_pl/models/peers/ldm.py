@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
+from snapgen_pl.models.denoiser import VELOCITY, Conditioning, Denoiser, PreparedConditioning
 from snapgen_pl.models.layers import GROUPS, zero
 
 _LAST_OF_A_BRANCH = ("conv2", "proj_out", "conv_out")  # diffusers' names
@@ -98,26 +98,18 @@ class LDM(Denoiser):
         self.refuse_pooled(conditioning)
         return PreparedConditioning(mask_BS=conditioning.mask_BS, tokens_BSE=conditioning.tokens_BSD)
 
-    def forward(
-        self,
-        x_BCHW: Tensor,
-        t_B: Tensor,
-        conditioning: Conditioning | PreparedConditioning,
-        features: tuple[str, ...] = (),
-    ) -> DenoiserOutput:
-        """Predicts noise - data; the network sees 1000 t.
+    def outputs(self, x_BCHW: Tensor, t_B: Tensor, conditioning: PreparedConditioning) -> Iterator[tuple[str, Tensor]]:
+        """Noise - data; the network sees 1000 t.
 
         Raises:
-            ValueError: for features, of which it has none, or a foreign conditioning.
+            ValueError: for a foreign conditioning.
         """
-        self.check_features(features)
-        prepared = self.prepared(conditioning)
-        if prepared.tokens_BSE is None:
+        if conditioning.tokens_BSE is None:
             raise ValueError("the prepared conditioning has no tokens; make it with this LDM's prepare()")
         velocity_BCHW: Tensor = self.network(
-            x_BCHW, 1000 * t_B, prepared.tokens_BSE, encoder_attention_mask=prepared.mask_BS
+            x_BCHW, 1000 * t_B, conditioning.tokens_BSE, encoder_attention_mask=conditioning.mask_BS
         ).sample
-        return DenoiserOutput(velocity_BCHW)
+        yield VELOCITY, velocity_BCHW
 
 
 def _check(widths: Sequence[int], layers: int, heads: int) -> None:

@@ -4,9 +4,11 @@ ECCV 2024, arXiv 2401.08740): DiT's network, trained on a velocity.
 Its time runs the other way: x_s = s data + (1 - s) noise and v = dx_s / ds = data - noise, s in [0, 1].
 """
 
+from collections.abc import Iterator
+
 from torch import Tensor
 
-from snapgen_pl.models.denoiser import Conditioning, DenoiserOutput, PreparedConditioning
+from snapgen_pl.models.denoiser import VELOCITY, PreparedConditioning
 from snapgen_pl.models.wrapped import Wrapped
 
 _SINUSOID_SCALE = 1000  # what layers.TimeEmbedding multiplies its times by
@@ -21,13 +23,7 @@ class SiTVelocity(Wrapped):
         denoiser: with SiT's weights; it multiplies times by 1000, as :class:`~snapgen_pl.models.peers.dit.DiT` does.
     """
 
-    def forward(
-        self,
-        x_BCHW: Tensor,
-        t_B: Tensor,
-        conditioning: Conditioning | PreparedConditioning,
-        features: tuple[str, ...] = (),
-    ) -> DenoiserOutput:
-        """Predicts noise - data."""
-        output: DenoiserOutput = self.denoiser(x_BCHW, (1 - t_B) / _SINUSOID_SCALE, conditioning, features)
-        return output._replace(velocity_BCHW=-output.velocity_BCHW)
+    def outputs(self, x_BCHW: Tensor, t_B: Tensor, conditioning: PreparedConditioning) -> Iterator[tuple[str, Tensor]]:
+        """The network's features, and noise - data."""
+        for name, output in self.denoiser.outputs(x_BCHW, (1 - t_B) / _SINUSOID_SCALE, conditioning):
+            yield name, -output if name == VELOCITY else output

@@ -7,11 +7,13 @@ Axes in names: B batch, S tokens (context, time, patches, in this order) or cont
 H and W height and width.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from snapgen_pl.models.attention import attend
-from snapgen_pl.models.denoiser import Conditioning, Denoiser, DenoiserOutput, PreparedConditioning
+from snapgen_pl.models.denoiser import VELOCITY, Conditioning, Denoiser, PreparedConditioning
 from snapgen_pl.models.layers import sinusoid
 from snapgen_pl.models.peers.patches import to_grid, unpatch
 
@@ -118,37 +120,27 @@ class UViT(Denoiser):
         tokens_BSE = self.context(conditioning.tokens_BSD) + self.positions_SE[0]
         return PreparedConditioning(mask_BS=conditioning.mask_BS, tokens_BSE=tokens_BSE)
 
-    def forward(
-        self,
-        x_BCHW: Tensor,
-        t_B: Tensor,
-        conditioning: Conditioning | PreparedConditioning,
-        features: tuple[str, ...] = (),
-    ) -> DenoiserOutput:
-        """Predicts noise - data; ``features`` are blocks' outputs at the patches, as (B, hidden, H', W') grids.
+    def outputs(self, x_BCHW: Tensor, t_B: Tensor, conditioning: PreparedConditioning) -> Iterator[tuple[str, Tensor]]:
+        """The blocks' outputs at the patches, as (B, hidden, H', W') grids, and noise - data.
 
         Raises:
-            ValueError: for an unknown feature name, a latent of another size, or a foreign conditioning.
+            ValueError: for a latent of another size, or a foreign conditioning.
         """
-        self.check_features(features)
-        prepared = self.prepared(conditioning)
-        if prepared.tokens_BSE is None:
+        if conditioning.tokens_BSE is None:
             raise ValueError("the prepared conditioning has no tokens; make it with this UViT's prepare()")
         self._check_size(x_BCHW)
-        x, mask_BS = self._sequence(x_BCHW, t_B, prepared.tokens_BSE), self._mask(prepared.mask_BS)
+        x, mask_BS = self._sequence(x_BCHW, t_B, conditioning.tokens_BSE), self._mask(conditioning.mask_BS)
         patches = slice(x.shape[1] - self.side**2, None)
 
-        taps: dict[str, Tensor] = {}
         skips: list[Tensor] = []
         middle = len(self.blocks) // 2
         for i, (name, block) in enumerate(zip(self.feature_names, self.blocks, strict=True)):
             x = block(x, skips.pop() if i > middle else None, mask_BS)
             if i < middle:
                 skips.append(x)
-            if name in features:
-                taps[name] = to_grid(x[:, patches], self.side, self.side)
+            yield name, to_grid(x[:, patches], self.side, self.side)
         image_BCHW = unpatch(self.out(self.norm_out(x[:, patches])), self.side, self.side, self.patch)
-        return DenoiserOutput(self.conv_out(image_BCHW), tuple(taps[name] for name in features))
+        yield VELOCITY, self.conv_out(image_BCHW)
 
     def _sequence(self, x_BCHW: Tensor, t_B: Tensor, context_BSE: Tensor) -> Tensor:
         """Context tokens, the bare sinusoid of 1000 t, and patches, each with its position."""
