@@ -7,7 +7,6 @@ SD3's decoder would need more than 12 GB at 2048 px: ``--largest`` says how far 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from json import dumps
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ from benchmarks.unet import OURS, ratios
 from snapgen_pl.models.count import Cost, count_module
 from snapgen_pl.models.decoder import Decoder
 from snapgen_pl.models.pieces import decode_in_pieces
+from snapgen_pl.whole_files import write_json
 
 CHANNELS, PIXELS = 16, 8  # of a latent, and along a side of its positions
 MIB = 2**20
@@ -181,7 +181,7 @@ def main(
     report = run(subjects(), sizes, rounds, largest)
     Console(width=120).print(table(report))
     if json is not None:
-        json.write_text(dumps(asdict(report), indent=2) + "\n")
+        write_json(asdict(report), json)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from jsonargparse import auto_cli
 from matplotlib.figure import Figure
 
-from benchmarks.rows import TrainedRow
+from benchmarks.rows import TrainedRow, check_rows
 from snapgen_pl.data.shards import MANIFEST
 from snapgen_pl.modules.pretrain import VALIDATION_BINS
 from snapgen_pl.tables.distillation import FOLDER, RECIPES, ROWS, TEACHER, UNTAUGHT, files
@@ -35,8 +35,7 @@ def main(rows: Sequence[str] = tuple(ROWS), seeds: Sequence[int] = (0,)) -> None
     Raises:
         ValueError: for a row that there is no file of.
     """
-    if unknown := [row for row in rows if row not in ROWS]:
-        raise ValueError(f"no rows {unknown}; there are {', '.join(ROWS)}")
+    check_rows(rows, ROWS)
     students = [trained(row, seed) for seed in seeds for row in rows if row != TEACHER]
     missing = [student for student in students if not student.recorded(RESULTS)]
     teacher = trained(TEACHER, 0)

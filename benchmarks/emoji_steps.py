@@ -17,21 +17,23 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 from benchmarks import emoji_distillation
-from benchmarks.rows import TrainedRow
+from benchmarks.rows import TrainedRow, check_rows
 from benchmarks.timing import environment, interleave
 from snapgen_pl.conditioning.condition import Texts
+from snapgen_pl.config_files import class_value
 from snapgen_pl.data.emoji import Emoji, EmojiSet
 from snapgen_pl.data.requests import Request
-from snapgen_pl.drawing import drawing_module
+from snapgen_pl.drawing import built_module
 from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.flow.samplers import Euler, Sampler
 from snapgen_pl.metrics.diversity import diversity
-from snapgen_pl.metrics.fid_report import FIDReport, read_report
 from snapgen_pl.metrics.lpips import LPIPS
+from snapgen_pl.metrics.sample_report import SampleReport, read_report
 from snapgen_pl.modules.pretrain import Pretrain
 from snapgen_pl.tables.records import recipe, record_file
 from snapgen_pl.tables.steps import FOLDER, MANY, QUALITY, RECIPES, ROWS, STUDENT, UNDISTILLED, files
 from snapgen_pl.trained_run import open_run
+from snapgen_pl.whole_files import write_json
 
 RESULTS = Path("experiments/results/emoji_steps")
 SPEED = Path("experiments/results/emoji_steps_speed.json")
@@ -50,8 +52,7 @@ def main(rows: Sequence[str] = tuple(ROWS), seeds: Sequence[int] = (0,)) -> None
     Raises:
         ValueError: for a row that there is no file of.
     """
-    if unknown := [row for row in rows if row not in ROWS]:
-        raise ValueError(f"no rows {unknown}; there are {', '.join(ROWS)}")
+    check_rows(rows, ROWS)
     student = emoji_distillation.trained(STUDENT, 0)
     student.train()
     for row in rows:
@@ -107,7 +108,7 @@ def held_out_captions(count: int) -> list[str]:
 def drawn_from(run: Path) -> Pretrain:
     """What draws from a run's averaged weights."""
     source = open_run(str(run))
-    model = drawing_module(source.config)
+    model = built_module(source.config)
     assert isinstance(model, Pretrain)
     model.ready(source.folder, (), ())
     source.load(model)
@@ -134,13 +135,12 @@ def time_images(student: Path, generator: Path, path: Path) -> None:
         "environment": asdict(where),
         "timings": {row: asdict(timing) for row, timing in timings.items()},
     }
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(record, path)
 
 
-def _tested(run: Path, sampler: Sampler, guidances: Sequence[Guidance]) -> list[FIDReport]:
+def _tested(run: Path, sampler: Sampler, guidances: Sequence[Guidance]) -> list[SampleReport]:
     """The report of the run's samples under each guidance."""
-    class_path = f"{type(sampler).__module__}.{type(sampler).__qualname__}"
-    drawn = [{"class_path": class_path, "init_args": asdict(sampler)}]
+    drawn = [class_value(type(sampler), **asdict(sampler))]
     words = ["--run", str(run), "--config", str(FOLDER / "measure_student.yaml")]
     words += ["--trainer.callbacks.init_args.samplers", json.dumps(drawn)]
     words += ["--trainer.callbacks.init_args.guidances", json.dumps([asdict(each) for each in guidances])]

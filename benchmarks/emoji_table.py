@@ -4,7 +4,6 @@ Row by row and seed by seed; what has a record is not done again, and a run that
 ``python -m snapgen_pl table emoji`` prints the records.
 """
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from jsonargparse import auto_cli
 from matplotlib.figure import Figure
 
 from benchmarks.networks import Subject
-from benchmarks.rows import TrainedRow
+from benchmarks.rows import TrainedRow, check_rows
 from benchmarks.unet import run_cpu
 from snapgen_pl.models.denoiser import Denoiser
 from snapgen_pl.tables.emoji import (
@@ -30,6 +29,7 @@ from snapgen_pl.tables.emoji import (
     step_times,
 )
 from snapgen_pl.tables.records import read_records, recipe
+from snapgen_pl.whole_files import write_json
 
 RESULTS = Path("experiments/results/emoji_table")
 SPEED = Path("experiments/results/emoji_table_speed.json")
@@ -47,8 +47,7 @@ def main(rows: Sequence[str] = tuple(ROWS), seeds: Sequence[int] = (0,), runs: P
     Raises:
         ValueError: for a row that there is no file of.
     """
-    if unknown := [row for row in rows if row not in ROWS]:
-        raise ValueError(f"no rows {unknown}; there are {', '.join(ROWS)}")
+    check_rows(rows, ROWS)
     for seed in seeds:
         for row in rows:
             trained(row, seed, runs).make(RESULTS)
@@ -69,7 +68,7 @@ def time_steps(path: Path) -> None:
     subjects = {SNAPGEN: REFERENCE} | {row: row for row in ROWS if row != REFERENCE}
     networks = {name: Subject(partial(_small_denoiser, row), tokens=1) for name, row in subjects.items()}
     report = run_cpu(networks, batch=8, size=LATENT_SIZE, rounds=3, training_rounds=3)
-    path.write_text(json.dumps(report.record(), indent=2) + "\n")
+    write_json(report.record(), path)
 
 
 def _small_denoiser(row: str, size: int) -> Denoiser:

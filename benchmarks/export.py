@@ -12,7 +12,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from json import dumps
 from pathlib import Path
 
 from jsonargparse import auto_cli
@@ -29,6 +28,7 @@ from snapgen_pl.export.gates import Measurement, measure
 from snapgen_pl.export.onnx import export_onnx
 from snapgen_pl.export.options import AttentionLayout, Options
 from snapgen_pl.export.package import Package, read_package
+from snapgen_pl.whole_files import write_json
 
 GIGA, MEGA = 1e9, 1e6
 
@@ -123,7 +123,7 @@ def main(
     )
     Console().print(_table(report))
     if json is not None:
-        json.write_text(dumps(asdict(report), indent=2) + "\n")
+        write_json(asdict(report), json)
 
 
 def _baseline(size: Size, folder: Path, numpy: Path, example: Example) -> Route:

@@ -6,7 +6,6 @@ copy of the run, which ``test`` measures as it does every run. That both denoise
 export's own example. The text encoder stays whole there: its states of the captions are stored with the data.
 """
 
-import json
 import shutil
 import subprocess
 import sys
@@ -19,10 +18,10 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
+from benchmarks.emoji_steps import drawn_from
 from benchmarks.export_images import MIN_PSNR_DB, drawn, psnr_db
 from benchmarks.timing import Environment, environment
 from snapgen_pl.checkpoints import LAST
-from snapgen_pl.drawing import drawing_module
 from snapgen_pl.export.compress import METADATA
 from snapgen_pl.export.difference import EQUAL_DB, Difference, difference
 from snapgen_pl.export.evaluate import evaluate
@@ -31,9 +30,10 @@ from snapgen_pl.export.folder import COREML, EXAMPLES
 from snapgen_pl.export.graphs import DENOISER, DenoiserGraph
 from snapgen_pl.export.limits import to_half
 from snapgen_pl.export.package import Package, read_package
-from snapgen_pl.metrics.fid_report import read_report
+from snapgen_pl.metrics.sample_report import read_report
 from snapgen_pl.png import to_pil, write_png
 from snapgen_pl.trained_run import open_run
+from snapgen_pl.whole_files import write_json
 
 WHOLE = "float16"
 
@@ -100,7 +100,7 @@ def main(run: Path, exported: Sequence[Path], prompts: Path, out: Path, picture:
     report = Report(environment("benchmarks.export_compressed"), run.resolve().name, rows)
     if picture is not None:
         write_png(to_pil(torch.cat(images, dim=1)), picture)
-    out.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    write_json(asdict(report), out)
 
 
 def decompressed(package: Package, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -188,11 +188,7 @@ def _agreement(run: Path, inputs: Mapping[str, Tensor], found: Tensor) -> Differ
     Raises:
         ValueError: where they differ by more than float16's rounding.
     """
-    source = open_run(str(run))
-    module = drawing_module(source.config)
-    module.ready(source.folder, (), ())
-    source.load(module)
-    graph = DenoiserGraph(module.denoiser, "mask" in inputs)
+    graph = DenoiserGraph(drawn_from(run).denoiser.cpu(), "mask" in inputs)
     agreed = difference(found, graph(*inputs.values()))
     if agreed.psnr_db < 50:
         raise ValueError(f"the decompressed weights give {agreed.psnr_db:.1f} dB of the package's; they are not its")

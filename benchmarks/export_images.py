@@ -6,7 +6,6 @@ The same prompts or classes on the same noise; the PSNR of each pair of images, 
 import math
 import tempfile
 from dataclasses import asdict, dataclass
-from json import dumps
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from snapgen_pl.export.difference import EQUAL_DB
 from snapgen_pl.export.folder import Backend, open_exported
 from snapgen_pl.generate import generate
 from snapgen_pl.png import read_picture, to_pil, write_png
+from snapgen_pl.whole_files import write_json
 
 MIN_PSNR_DB = 40.0
 
@@ -71,7 +71,7 @@ def main(
     facts = _facts(open_exported(str(exported), backend))
     if json is not None:
         report = Report(environment("benchmarks.export_images"), facts, found, least)
-        json.write_text(dumps(asdict(report), indent=2) + "\n")
+        write_json(asdict(report), json)
     if picture is not None:
         rows = [torch.cat([pair[row] for pair in pairs.values()], dim=2) for row in range(2)]
         write_png(to_pil(torch.cat(rows, dim=1)), picture)

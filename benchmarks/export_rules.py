@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from snapgen_pl.export.mil import convert
 from snapgen_pl.export.onnx import export_onnx
 from snapgen_pl.export.options import AttentionLayout, Options
 from snapgen_pl.export.package import Package, read_package
+from snapgen_pl.whole_files import write_json
 
 Network = Literal["full", "small", "decoder"]
 GRAPHS: Mapping[Network, Callable[[], Graph]] = {
@@ -112,7 +112,7 @@ def main(
     Console().print(table)
     if json is not None:
         report = Report(environment("benchmarks.export_rules"), network, record.parameters, layouts)
-        json.write_text(dumps(asdict(report), indent=2) + "\n")
+        write_json(asdict(report), json)
 
 
 def _held(made: CoreMLRecord) -> dict[str, Any]:

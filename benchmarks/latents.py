@@ -10,7 +10,6 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from itertools import islice
-from json import dumps
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +30,7 @@ from snapgen_pl.data.shards import Plan, write_manifest, write_shard
 from snapgen_pl.models.unet import Block, Stage, UNet
 from snapgen_pl.modules.pretrain import Pretrain
 from snapgen_pl.terminal import quiet
+from snapgen_pl.whole_files import write_json
 
 CONSUMED_PER_S = 1_500  # images a GPU, assumed for the reference model at 256 px
 CHANNELS, SIDE, CLASSES = 4, 32, 1000
@@ -274,7 +274,7 @@ def main(
     report = run(samples, batch, batches, steps)
     Console(width=120).print(table(report))
     if json is not None:
-        json.write_text(dumps(asdict(report), indent=2) + "\n")
+        write_json(asdict(report), json)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.dreamlite import DreamLite
+from snapgen_pl.experiments import experiments_dir
 from snapgen_pl.models.count import Cost, count
 from snapgen_pl.models.denoiser import Conditioning, Denoiser
-from snapgen_pl.models.peers.dit import DiT
-from snapgen_pl.models.peers.uvit import UViT
-from snapgen_pl.models.unet import Block, Stage, UNet
+from snapgen_pl.tables.declared import declared_denoiser
 
 CONTEXT_TOKENS = 77
+_IMAGENET = experiments_dir() / "imagenet256"
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -40,24 +40,6 @@ class Subject:
             return count(self.build(size), size, self.tokens)
 
 
-def thin_sdxl(context_dim: int = 768, pooled_dim: int | None = None) -> UNet:
-    """The baseline that SnapGen's ablation starts from: SDXL's UNet, thinner and shorter."""
-    return UNet(
-        stages=[
-            Stage(width, [Block(layers=layers)] * 2, [Block(layers=layers)] * 3, self_attention=layers > 0)
-            for width, layers in ((256, 0), (512, 2), (896, 4))
-        ],
-        context_dim=context_dim,
-        pooled_dim=pooled_dim,
-        convolution="dense",
-        expansion=1,
-        ffn_ratio=4,
-        kv_heads=None,
-        qk_norm=False,
-        rope=False,
-    )
-
-
 def recorded(costs: Mapping[str, Cost]) -> dict[str, dict[str, int]]:
     """Costs by network, for JSON."""
     return {name: cost._asdict() for name, cost in costs.items()}
@@ -66,10 +48,12 @@ def recorded(costs: Mapping[str, Cost]) -> dict[str, dict[str, int]]:
 # Transformers read one learned token a class, the papers' label embedding.
 SUBJECTS: Mapping[str, Subject] = MappingProxyType(
     {
-        "snapgen": Subject(lambda size: UNet()),
-        "dit_xl_2": Subject(lambda size: DiT(), tokens=1),
-        "uvit_h": Subject(lambda size: UViT(latent_size=size), tokens=1),
-        "thin_sdxl": Subject(lambda size: thin_sdxl()),
+        "snapgen": Subject(lambda size: declared_denoiser(_IMAGENET / "ablation" / "8_reference.yaml")),
+        "dit_xl_2": Subject(lambda size: declared_denoiser(_IMAGENET / "peers" / "dit_xl.yaml"), tokens=1),
+        "uvit_h": Subject(
+            lambda size: declared_denoiser(_IMAGENET / "peers" / "uvit_h.yaml", latent_size=size), tokens=1
+        ),
+        "thin_sdxl": Subject(lambda size: declared_denoiser(_IMAGENET / "ablation" / "1_sdxl_thin.yaml")),
         "dreamlite": Subject(lambda size: DreamLite()),
     }
 )

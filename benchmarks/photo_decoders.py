@@ -16,7 +16,7 @@ from jsonargparse import auto_cli
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from benchmarks.rows import UnsampledRow
+from benchmarks.rows import UnsampledRow, check_rows
 from snapgen_pl.autoencoders.kl import KL
 from snapgen_pl.autoencoders.with_decoder import WithDecoder
 from snapgen_pl.data.datamodule import ImageData
@@ -54,8 +54,7 @@ def main(scale: Literal["full", "small"] = "full", rows: Sequence[str] = ROWS, s
     Raises:
         ValueError: for a row that there is none of, or where the photographs are missing.
     """
-    if unknown := [row for row in rows if row not in ROWS]:
-        raise ValueError(f"no rows {unknown}; there are {', '.join(ROWS)}")
+    check_rows(rows, ROWS)
     if not PHOTOGRAPHS.is_dir():
         raise ValueError(f"{PHOTOGRAPHS} is missing; run `python -m benchmarks.photographs` first")
     chosen = SCALES[scale]

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from snapgen_pl import checkpoints
-from snapgen_pl.metrics.fid_report import read_report
+from snapgen_pl.metrics.sample_report import read_report
 from snapgen_pl.runs import Run
 from snapgen_pl.tables.records import RowRecord, record_file
 from snapgen_pl.whole_files import write_text
@@ -135,6 +135,12 @@ class UnsampledRow(TrainedRow):
         """Whether nothing is left to train."""
         run = Run(self.folder)
         return run.exists() and checkpoints.step_of(checkpoints.newest(run.folder)) == self.steps
+
+
+def check_rows(names: Sequence[str], known: Collection[str]) -> None:
+    """Raises ValueError for a row that there is none of."""
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"no rows {unknown}; there are {', '.join(known)}")
 
 
 def begin_again(run: Run, end: int) -> Path | str:

@@ -9,7 +9,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,6 +32,7 @@ from snapgen_pl.models.regions import compile_regions
 from snapgen_pl.models.unet import Block, Stage, UNet
 from snapgen_pl.tables.declared import declared_decoder, declared_denoiser
 from snapgen_pl.tables.latency import CLIP_G, CLIP_L, CLIP_TOKENS, clip_text_config
+from snapgen_pl.whole_files import write_json
 
 if TYPE_CHECKING:  # the import takes seconds
     from transformers import CLIPTextConfig, Gemma2Config
@@ -254,7 +254,7 @@ def main(
             "images_per_s": images_per_s,
             "peak_memory_gib": peak,
         }
-        json.write_text(dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_json(record, json)
 
 
 def measure(pipeline: Pipeline, batch: int, sampler: Sampler, rounds: int) -> tuple[dict[str, float], float | None]:

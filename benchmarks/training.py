@@ -22,22 +22,25 @@ from rich.table import Table
 
 from benchmarks.clock import Clock, Part
 from benchmarks.cuda import CUDAReport, Mode, Throughput, check_sweep, cuda_table, throughput, waited
-from benchmarks.networks import SUBJECTS, Subject, materialise, recorded
+from benchmarks.networks import SUBJECTS, Subject, materialise
 from benchmarks.teacher import TOKENS
 from benchmarks.timing import Environment, Sample, Timing, environment, summarise
 from benchmarks.training_step import WORK, Stage, Step, Update, features_read, pieces, whole_step
-from benchmarks.unet import check_networks, ratios, refuse
+from benchmarks.unet import check_networks, ratios, ratios_first, refuse
+from snapgen_pl.experiments import experiments_dir
 from snapgen_pl.models.count import Cost, count
 from snapgen_pl.models.denoiser import Denoiser
 from snapgen_pl.models.mmdit import MMDiT
-from snapgen_pl.models.unet import UNet
+from snapgen_pl.tables.declared import declared_denoiser
 from snapgen_pl.whole_files import write_json
 
 # Beside the networks of the ImageNet table that of experiments/t2i, fed CLIP-L and CLIP-G side by side, Gemma, and a
 # learned token.
 STUDENTS: Mapping[str, Subject] = {
     **SUBJECTS,
-    "snapgen_t2i": Subject(lambda size: UNet(in_channels=16, context_dim=2304), tokens=77 + 78),
+    "snapgen_t2i": Subject(
+        lambda size: declared_denoiser(experiments_dir() / "t2i" / "kd_output.yaml"), tokens=77 + 78
+    ),
 }
 TEACHER, OBSERVED = "teacher", "teacher, for the features that heads read"
 LAYERS = {"cpu": 2, "cuda": 38}  # of the teacher, unless told otherwise
@@ -99,10 +102,8 @@ class CPUReport:
     ratios: dict[str, float]
 
     def record(self) -> dict[str, object]:
-        """For JSON: the ratios at the top, where a reader and a gate find them."""
-        fields = asdict(self) | {"costs": recorded(self.costs)}
-        ratios: dict[str, object] = fields.pop("ratios")
-        return ratios | fields
+        """For JSON."""
+        return ratios_first(asdict(self), self.costs)
 
 
 def teacher_network(layers: int, device: torch.device, channels: int) -> MMDiT:

@@ -11,6 +11,7 @@ from callbacks.sampling import class_names, drawing_module, samples_folder, weig
 from snapgen_pl.conditioning.condition import in_words
 from snapgen_pl.data.requests import Request
 from snapgen_pl.png import to_pil, write_png
+from snapgen_pl.processes import gather
 from snapgen_pl.whole_files import write_json
 
 MANIFEST = "manifest.json"
@@ -72,7 +73,7 @@ class ImageWriter(L.Callback):
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the manifest, once all processes are done."""
-        rows = self._gathered(trainer)
+        rows = sorted(row for part in gather(self._rows, trainer.world_size) for row in part)
         if not trainer.is_global_zero:
             return
         folder, module = self._folder(trainer), drawing_module(pl_module)
@@ -91,14 +92,6 @@ class ImageWriter(L.Callback):
 
     def _folder(self, trainer: L.Trainer) -> Path:
         return Path(self.folder) if self.folder else samples_folder(trainer) / "predict"
-
-    def _gathered(self, trainer: L.Trainer) -> list[tuple[int, str]]:
-        """(position, what was asked for) of all processes, sorted."""
-        parts: list[list[tuple[int, str]] | None] = [self._rows]
-        if trainer.world_size > 1:
-            parts = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, self._rows)
-        return sorted(row for part in parts if part is not None for row in part)
 
 
 def _name(position: int) -> str:

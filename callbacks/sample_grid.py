@@ -9,8 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from callbacks.sampling import (
-    Cadence,
-    between_steps,
+    NowAndThen,
     drawing,
     drawing_module,
     ended_early,
@@ -19,6 +18,7 @@ from callbacks.sampling import (
     samples_folder,
     training_images,
 )
+from snapgen_pl.at_least import check_at_least
 from snapgen_pl.conditioning.condition import in_words
 from snapgen_pl.contact_sheet import Pair, Row, contact_sheet
 from snapgen_pl.data.conditions import Conditions, Labels, Prompts
@@ -32,7 +32,7 @@ from snapgen_pl.png import write_png
 TITLE = 60  # characters
 
 
-class SampleGrid(L.Callback):
+class SampleGrid(NowAndThen):
     """Draws the same labels or texts from the same noise with the EMA weights, again and again while a run goes on.
 
     A row a class, or a caption; to the right of each sample stands its nearest training image, so that memorising
@@ -58,22 +58,12 @@ class SampleGrid(L.Callback):
     ) -> None:
         if classes is not None and not classes:
             raise ValueError("classes is empty; name a class, or leave it out")
-        for name, value in (("rows", rows), ("columns", columns), ("neighbours", neighbours)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; give at least 1")
+        check_at_least(1, rows=rows, columns=columns, neighbours=neighbours)
+        super().__init__(every_n_images)
         self.classes, self.rows, self.columns, self.neighbours = classes, rows, columns, neighbours
-        self._cadence = Cadence(every_n_images)
         self._requests: list[Request] = []
         self._searched: list[int] = []
         self._nearest: NearestImages | None = None
-
-    def state_dict(self) -> dict[str, int]:
-        """When it last drew."""
-        return {"images_seen": self._cadence.last}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Takes up the cadence."""
-        self._cadence.last = state_dict["images_seen"]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Chooses what to ask for.
@@ -91,22 +81,17 @@ class SampleGrid(L.Callback):
             requests.at(range(first, first + self.columns)) for first in range(0, len(requests), self.columns)
         ]
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draws, if it is time."""
-        if between_steps(trainer) and self._cadence.due(drawing_module(pl_module).images_seen):
-            self._draw(trainer, pl_module)
-
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws, unless the last validation just did."""
-        if not ended_early(trainer) and self._cadence.last < drawing_module(pl_module).images_seen:
-            self._draw(trainer, pl_module)
+        if not ended_early(trainer) and self._last < drawing_module(pl_module).images_seen:
+            self._now(trainer, pl_module)
 
-    def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _now(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = drawing_module(pl_module)
         with drawing(trainer, pl_module):
             # On every process, for weights may be sharded over all of them.
             images = [module.sample(request) for request in self._requests]
-        self._cadence.last = module.images_seen
+        self._last = module.images_seen
         if not trainer.is_global_zero:
             return
         sheet = self._sheet(image_data(trainer), pl_module, images)

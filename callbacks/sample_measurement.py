@@ -34,8 +34,8 @@ from snapgen_pl.metrics.comparison import Comparison
 from snapgen_pl.metrics.controls import CONTROLS, REAL, Control
 from snapgen_pl.metrics.draws import LabelPolicy, disjoint, in_order, proportional, spread, uniform
 from snapgen_pl.metrics.feature_store import FeatureStore
-from snapgen_pl.metrics.fid_report import PIXELS, FIDReport, made
 from snapgen_pl.metrics.sample_metric import Facts, Score
+from snapgen_pl.metrics.sample_report import PIXELS, SampleReport, made
 from snapgen_pl.runs import Run
 
 IMAGES = "images"
@@ -79,7 +79,7 @@ class Plan(NamedTuple):
 
 
 # What is done with a report and all images, in the order of positions, before a draw's features are let go.
-Finish: TypeAlias = Callable[[FIDReport, Iterator[Tensor]], None]
+Finish: TypeAlias = Callable[[SampleReport, Iterator[Tensor]], None]
 
 
 class SampleMeasurement:
@@ -122,7 +122,7 @@ class SampleMeasurement:
 
     def report(
         self, trainer: L.Trainer, plan: Plan, finish: Finish | None = None, keep_images: bool = False
-    ) -> FIDReport:
+    ) -> SampleReport:
         """Draws, measures and reports; the same on every process.
 
         Args:
@@ -142,7 +142,7 @@ class SampleMeasurement:
 
         with drawing(trainer, trainer.lightning_module), _claimed(trainer, store):
             self._fill(trainer, store, images_at, "samples drawn", keep_images)
-            report = FIDReport(
+            report = SampleReport(
                 model=Path(trainer.default_root_dir).name,
                 values=self._scores(trainer, store, drawn=True),
                 controls=self.controls,

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from callbacks.sample_measurement import Draw, SampleMeasurement
 from callbacks.sampling import (
-    Cadence,
-    between_steps,
+    NowAndThen,
     drawing_module,
     ended_early,
     image_data,
@@ -22,18 +21,19 @@ from callbacks.sampling import (
     prompt_data,
     samples_folder,
 )
+from snapgen_pl.at_least import check_at_least
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.prompt_data import PromptData
 from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.flow.samplers import Sampler
 from snapgen_pl.metrics.comparison import Comparison
 from snapgen_pl.metrics.draws import LabelPolicy
-from snapgen_pl.metrics.fid_report import FIDReport, read_report
 from snapgen_pl.metrics.image_sets import write_npz, write_pictures
 from snapgen_pl.metrics.sample_metric import SampleMetric, Score
+from snapgen_pl.metrics.sample_report import SampleReport, read_report
 
 
-class SampleMetrics(L.Callback):
+class SampleMetrics(NowAndThen):
     """Draws samples from the EMA weights and measures them against reference images.
 
     At the end of a run that was not stopped early, at validations that fall due, and on ``test``. Samples have the same
@@ -42,9 +42,9 @@ class SampleMetrics(L.Callback):
     (``real``: what a perfect model would get), and reduced to 16 and 8 pixels and back. They are measured once and
     logged as ``<metric>/<control>``.
 
-    Writes a :class:`~snapgen_pl.metrics.fid_report.FIDReport` in the run's folder, ``metrics.json``; on ``test``, one
-    in ``reports`` for each sampler and guidance. A killed ``test`` goes on where it was, and what has a report is not
-    drawn again.
+    Writes a :class:`~snapgen_pl.metrics.sample_report.SampleReport` in the run's folder, ``metrics.json``; on ``test``,
+    one in ``reports`` for each sampler and guidance. A killed ``test`` goes on where it was, and what has a report is
+    not drawn again.
 
     Args:
         metrics: what to measure.
@@ -77,23 +77,14 @@ class SampleMetrics(L.Callback):
         guidances: Sequence[Guidance] = (),
         keep: Literal["png", "npz"] | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; give at least 1")
+        check_at_least(1, batch_size=batch_size)
+        super().__init__(every_n_images)
         self.samples, self.test_samples = samples, test_samples
         self.references, self.control_images = references, control_images
         self.labels, self.samplers, self.guidances, self.keep = labels, samplers, guidances, keep
         self._comparison = Comparison(metrics)
         self._measurement = SampleMeasurement(self._comparison, batch_size, references, control_images)
-        self._cadence = Cadence(every_n_images)
-        self._latest: FIDReport | None = None
-
-    def state_dict(self) -> dict[str, int]:
-        """When it last measured."""
-        return {"images_seen": self._cadence.last}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Takes up the cadence."""
-        self._cadence.last = state_dict["images_seen"]
+        self._latest: SampleReport | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Loads the metrics' networks and checks that there will be images enough, before anything is trained.
@@ -132,18 +123,13 @@ class SampleMetrics(L.Callback):
         if trainer.is_global_zero:
             self._comparison.open_references()
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measures, if it is time."""
-        if between_steps(trainer) and self._cadence.due(drawing_module(pl_module).images_seen):
-            self._measure_and_log(trainer, pl_module)
-
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measures, unless the last validation just did, and reports."""
         if ended_early(trainer):
             rank_zero_info("Stopped before the last step: samples are not measured; `test` can do it")
             return
-        if self._latest is None or self._cadence.last != drawing_module(pl_module).images_seen:
-            self._measure_and_log(trainer, pl_module)
+        if self._latest is None or self._last != drawing_module(pl_module).images_seen:
+            self._now(trainer, pl_module)
         assert self._latest is not None
         path = Path(trainer.default_root_dir) / "metrics.json"
         if trainer.is_global_zero:
@@ -152,7 +138,7 @@ class SampleMetrics(L.Callback):
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measures ``test_samples`` samples with each sampler and guidance, and reports."""
-        reports: dict[Path, FIDReport] = {}
+        reports: dict[Path, SampleReport] = {}
         samplers: Sequence[Sampler | None] = self.samplers or [None]
         guidances: Sequence[Guidance | None] = self.guidances or [None]
         for sampler, guidance in product(samplers, guidances):
@@ -163,7 +149,7 @@ class SampleMetrics(L.Callback):
         if trainer.is_global_zero:
             show(reports)
 
-    def _test(self, trainer: L.Trainer, draw: Draw) -> tuple[Path, FIDReport]:
+    def _test(self, trainer: L.Trainer, draw: Draw) -> tuple[Path, SampleReport]:
         plan = self._measurement.plan(trainer, draw)
         path = Path(trainer.default_root_dir) / "reports" / f"{plan.name}.json"
         images = samples_folder(trainer) / (f"{plan.name}.npz" if self.keep == "npz" else plan.name)
@@ -172,7 +158,7 @@ class SampleMetrics(L.Callback):
             rank_zero_info(f"{path}: measured before, with these very weights and settings")
             return path, read_report(path)
 
-        def finish(report: FIDReport, batches: Iterator[Tensor]) -> None:
+        def finish(report: SampleReport, batches: Iterator[Tensor]) -> None:
             if self.keep == "npz":
                 write_npz(images, draw.count, batches)
             elif self.keep == "png":
@@ -181,17 +167,17 @@ class SampleMetrics(L.Callback):
 
         return path, self._measurement.report(trainer, plan, finish, keep_images=self.keep is not None)
 
-    def _measure_and_log(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _now(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = drawing_module(pl_module)
         first = self._latest is None
         plan = self._measurement.plan(trainer, Draw(self.samples, self.labels))
         self._latest = self._measurement.report(trainer, plan)
-        self._cadence.last = module.images_seen
+        self._last = module.images_seen
         for logger in trainer.loggers:
             logger.log_metrics(scalars(self._latest, controls=first), step=logged_step(trainer))
 
 
-def scalars(report: FIDReport, controls: bool = True) -> dict[str, float]:
+def scalars(report: SampleReport, controls: bool = True) -> dict[str, float]:
     """A report's values as logged: ``<metric>`` and, where wanted, ``<metric>/<control>``."""
     values = {name: score.value for name, score in report.values.items()}
     for control, scores in report.controls.items() if controls else ():
@@ -199,7 +185,7 @@ def scalars(report: FIDReport, controls: bool = True) -> dict[str, float]:
     return values
 
 
-def show(reports: dict[Path, FIDReport]) -> None:
+def show(reports: dict[Path, SampleReport]) -> None:
     """Prints values side by side, the controls' beside them, and where the reports lie."""
     console = Console()
     first = next(iter(reports.values()))

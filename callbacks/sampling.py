@@ -1,5 +1,6 @@
 """What callbacks that draw images share: the weights, modes and random state to draw with, and which images exist."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -175,22 +176,37 @@ def samples_folder(trainer: L.Trainer) -> Path:
     return Path(trainer.default_root_dir) / "samples"
 
 
-class Cadence:
-    """Says when a count of images has grown enough since the last time.
+class NowAndThen(L.Callback, ABC):
+    """Draws at validations, once enough images were trained on; when it last did is in the run's checkpoints.
 
     Args:
-        every_n_images: the growth; 0 is due at every look, None never is.
+        every_n_images: trained on since the last time; 0 draws at every validation, None at none.
     """
 
     def __init__(self, every_n_images: int | None) -> None:
         if every_n_images is not None and every_n_images < 0:
             raise ValueError(f"every_n_images is {every_n_images}; give a count of images, or 0 for every validation")
         self.every_n_images = every_n_images
-        self.last = 0
+        self._last = 0
 
-    def due(self, images_seen: int) -> bool:
-        """Whether it is time."""
-        return self.every_n_images is not None and images_seen - self.last >= max(1, self.every_n_images)
+    def state_dict(self) -> dict[str, int]:
+        """When it last drew."""
+        return {"images_seen": self._last}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Goes on counting from there."""
+        self._last = state_dict["images_seen"]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draws, if it is time."""
+        if self.every_n_images is None or not between_steps(trainer):
+            return
+        if drawing_module(pl_module).images_seen - self._last >= max(1, self.every_n_images):
+            self._now(trainer, pl_module)
+
+    @abstractmethod
+    def _now(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draws, and keeps in ``_last`` when that was."""
 
 
 def ended_early(trainer: L.Trainer) -> bool:

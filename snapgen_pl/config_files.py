@@ -64,7 +64,7 @@ def as_value(facts: Mapping[str, Any]) -> dict[str, Value]:
     return {key: as_value(value) if isinstance(value, Mapping) else value for key, value in facts.items()}
 
 
-def class_value(kind: type, **arguments: Value) -> Value:
+def class_value(kind: type, /, **arguments: Value) -> Value:
     """A class with its arguments, as a config holds it."""
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": arguments}
 

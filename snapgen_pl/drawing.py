@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from snapgen_pl.conditioning.condition import Condition
-from snapgen_pl.config_files import Value
+from snapgen_pl.config_files import Value, class_value
 from snapgen_pl.data.buckets import Size
 from snapgen_pl.data.requests import Request
 from snapgen_pl.trained_run import arguments, built
@@ -74,7 +74,7 @@ class Source(Protocol):
         ...
 
 
-def drawing_module(config: dict[str, Value]) -> Any:
+def built_module(config: dict[str, Value]) -> Any:
     """The module of a config, or what it draws as: a student without its teacher. It has no weights yet.
 
     Raises:
@@ -97,8 +97,7 @@ def drawing_module(config: dict[str, Value]) -> Any:
     drawing: type = vars(kind).get("draws_as", kind)  # not of a base: a subclass may draw otherwise
     takes = inspect.signature(drawing).parameters
     init_args = {key: value for key, value in arguments(model).items() if drawing is kind or key in takes}
-    path = f"{drawing.__module__}.{drawing.__qualname__}"
-    model = built({"model": {"class_path": path, "init_args": init_args}}, model=LightningModule).model
+    model = built({"model": class_value(drawing, **init_args)}, model=LightningModule).model
     if not isinstance(model, Draws):
         raise ValueError(f"{type(model).__name__} draws no images")
     return model

@@ -15,7 +15,7 @@ from snapgen_pl.conditioning.condition import Condition, Texts
 from snapgen_pl.config_files import Value, differences
 from snapgen_pl.data.buckets import Size
 from snapgen_pl.data.requests import Request
-from snapgen_pl.drawing import Draws, Source, drawing_module
+from snapgen_pl.drawing import Draws, Source, built_module
 from snapgen_pl.errors import did_you_mean
 from snapgen_pl.export.folder import Backend, is_export, open_exported
 from snapgen_pl.pictures import Layout, Picture, Prompt, lay_out, named, read_prompts
@@ -85,7 +85,7 @@ def generate(
     asked = None if size is None else _size(size, backend)
     source = _source(run, backend, decoder)
     config = _overridden(source.config, {"seed": seed, "sampler.steps": steps, "guidance.scale": guidance})
-    model = drawing_module(config)
+    model = built_module(config)
     if asked is not None:
         model.check_sides("--size", *asked)
     # Asked before the seconds that the weights take.

@@ -210,11 +210,12 @@ class Run(NamedTuple):
         """Refuses a checkpoint that was put into the folder from another run, or a configuration that was.
 
         Raises:
-            ValueError: listing how the configuration in the checkpoint differs from the folder's.
+            ValueError: listing how the configuration in the checkpoint differs from the folder's; where it has none.
         """
-        # Checkpoints of before do not say how they were configured.
         text = checkpoints.read(checkpoint, verify=False).get(CONFIG)
-        own = differences(load_config(self.config), parse_yaml(text)) if isinstance(text, str) else []
+        if not isinstance(text, str):
+            raise ValueError(f"{checkpoint} does not say how it was configured; put back the one that `fit` saved")
+        own = differences(load_config(self.config), parse_yaml(text))
         if refused := _refused([change for change in own if change.key not in _SESSION]):
             raise ValueError(
                 f"{checkpoint} is not of the run that {self.config} tells of:\n{table(refused)}\n"

@@ -13,13 +13,12 @@ from snapgen_pl.checkpoints import LAST, newest
 from snapgen_pl.data.image_folder import ImageFolder
 from snapgen_pl.data.photo_data import PhotoData
 from snapgen_pl.distill.reconstruction_loss import ReconstructionLoss
-from snapgen_pl.metrics.lpips_weights import LPIPSFiles
 from snapgen_pl.models.decoder import Decoder, Stage
 from snapgen_pl.models.patch_discriminator import PatchDiscriminator
 from snapgen_pl.modules.autoencoder import TrainAutoencoder
 from snapgen_pl.modules.decoder import TrainDecoder
 from tests import tiny_run
-from tests.metrics.lpips_files import random_files
+from tests.metrics.lpips_files import random_trunk_file
 from tests.tiny_kl import kl
 
 PHOTOS, SIDE, BATCH = 16, 32, 4
@@ -47,16 +46,16 @@ def draw_photos(folder: Path) -> Path:
 def frozen_parts(folder: Path) -> Path:
     """Saves an autoencoder and weights of LPIPS, random."""
     kl().save_pretrained(folder / "vae")
-    random_files(folder, "alex")
+    random_trunk_file(folder, "alex")
     return folder
 
 
-def lpips_files(parts: Path) -> LPIPSFiles:
-    return LPIPSFiles(parts / "alex-trunk.pth", parts / "alex-heads.pth")
+def lpips_trunk(parts: Path) -> Path:
+    return parts / "alex-trunk.pth"
 
 
 def reconstruction_loss(parts: Path) -> ReconstructionLoss:
-    return ReconstructionLoss(mse_weight=0.5, backbone="alex", files=lpips_files(parts))
+    return ReconstructionLoss(mse_weight=0.5, backbone="alex", trunk=lpips_trunk(parts))
 
 
 def photo_data(photos: Path, batch_size: int = BATCH, validation_fraction: float = 0.25) -> PhotoData:

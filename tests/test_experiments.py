@@ -22,7 +22,7 @@ from snapgen_pl.models.unet import UNet
 from snapgen_pl.tables.declared import declared_decoder, declared_denoiser
 from snapgen_pl.tables.published import ABLATION, DECODERS
 from tests import decoder_run, distilled_run, sample_run
-from tests.metrics.lpips_files import random_files
+from tests.metrics.lpips_files import random_trunk_file
 from tests.tiny_kl import kl
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -123,7 +123,6 @@ def test_a_decoder_trains_at_small_size(file: Path, tmp_path: Path) -> None:
     photos = decoder_run.draw_photos(tmp_path / "photos")
     settings = yaml.safe_load(file.read_text())["model"]["init_args"]
     backbone = settings["reconstruction"]["init_args"]["backbone"]
-    files = random_files(tmp_path, backbone)
     small = {
         "name": "small",
         "runs": str(tmp_path),
@@ -132,8 +131,7 @@ def test_a_decoder_trains_at_small_size(file: Path, tmp_path: Path) -> None:
         "data.image_size": "32",
         "data.batch_size": "4",
         "data.workers": "0",
-        "model.reconstruction.files.trunk": str(files.trunk),
-        "model.reconstruction.files.heads": str(files.heads),
+        "model.reconstruction.trunk": str(random_trunk_file(tmp_path, backbone)),
         "model.discriminator.width": "32",
         "model.discriminator.layers": "2",
         "model.adversarial_from": "4",
@@ -157,15 +155,13 @@ def test_a_decoder_trains_at_small_size(file: Path, tmp_path: Path) -> None:
 def test_decoders_of_photographs_train_at_small_size(tmp_path: Path) -> None:
     """One after the other, as the benchmark does: each takes up what came before."""
     photos = decoder_run.draw_photos(tmp_path / "photos")
-    lpips = random_files(tmp_path, "alex")
     shared = {
         "runs": str(tmp_path),
         "data.source.root": str(photos),
         "data.image_size": "64",
         "data.batch_size": "2",
         "data.workers": "0",
-        "model.reconstruction.files.trunk": str(lpips.trunk),
-        "model.reconstruction.files.heads": str(lpips.heads),
+        "model.reconstruction.trunk": str(random_trunk_file(tmp_path, "alex")),
         "trainer.max_steps": "2",
         "trainer.val_check_interval": "2",
         "trainer.accelerator": "cpu",

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from snapgen_pl.fsdp import match_layouts
-from snapgen_pl.metrics.fid_report import read_report
+from snapgen_pl.metrics.sample_report import read_report
 from snapgen_pl.models.unet import UNet
 from tests import pretrain_run, sample_run
 

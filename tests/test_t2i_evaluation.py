@@ -10,7 +10,7 @@ import yaml
 
 from snapgen_pl import rng
 from snapgen_pl.__main__ import main
-from snapgen_pl.metrics.fid_report import read_report
+from snapgen_pl.metrics.sample_report import read_report
 from snapgen_pl.png import read_picture, to_pil, write_png
 from snapgen_pl.trained_run import open_run
 from tests.conditioning import tiny_clip
@@ -194,7 +194,7 @@ def test_a_missing_path_is_said_before_weights_are_read(
     [
         (["--model.run", "nowhere"], "nowhere: no run there"),
         (["--data.prompts", "nowhere.txt"], "prompts nowhere.txt cannot be read for the layout plain"),
-        (["--data.images", "0"], "images is 0; give at least 1"),
+        (["--data.images", "0"], "images must be at least 1, got 0"),
         (["--data.images", "3"], "test_samples is 6, but the data ask for 9 images"),
         (["--data", "snapgen_pl.data.label_data.LabelData"], "prompts are asked for, and LabelData has none"),
     ],

@@ -70,12 +70,8 @@ class Buckets:
         found = {Size(*pair) for pair in kept} | {Size(*reversed(pair)) for pair in kept}
         return tuple(sorted(found, key=lambda size: size.log_ratio))
 
-    def nearest(self, size: Size) -> Size:
-        """The size that an image takes: the nearest log ratio, and of two as near the wider."""
-        return self.sizes[self.index(size)]
-
     def index(self, size: Size) -> int:
-        """The place in ``sizes`` of the one that an image takes."""
+        """The place in ``sizes`` of what an image takes: the nearest log ratio, and of two as near the wider."""
         return min(range(len(self.sizes)), key=lambda index: abs(self.sizes[index].log_ratio - size.log_ratio))
 
     def neighbour(self, index: int, others: Iterable[int]) -> int:

@@ -1,6 +1,5 @@
 """The LightningDataModule over a source of images or latents."""
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -10,8 +9,8 @@ import torch
 from torch import Tensor
 
 from snapgen_pl import rng
+from snapgen_pl.at_least import check_at_least
 from snapgen_pl.autoencoders.autoencoder import ROUNDING
-from snapgen_pl.data.at_least import check_at_least
 from snapgen_pl.data.bucketed import BucketOrder, BucketSamples, bucket_of, even_bucket_batches, joined
 from snapgen_pl.data.buckets import Buckets
 from snapgen_pl.data.conditions import Captioned, Captions, Conditions, Labels
@@ -33,6 +32,7 @@ from snapgen_pl.data.shards import SPLITS, Split
 from snapgen_pl.data.source import Batch, ImageBatch, ImageSet, ImageSource, LatentSet, OpenSource
 from snapgen_pl.data.teacher_outputs import StoredOutputs, TeacherOutputFolder
 from snapgen_pl.data.text_states import TextStateFolder
+from snapgen_pl.errors import did_you_mean
 from snapgen_pl.modules.frozen import make_ready
 
 
@@ -350,11 +350,10 @@ class ImageData(L.LightningDataModule):
         return Captions(items, {name: states.split(split) for name, states in self._text_states.items()})
 
     def _class_index(self, name: str) -> int:
-        if name in self.classes:
-            return self.classes.index(name)
-        close = difflib.get_close_matches(name, self.classes, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(repr(match) for match in close)}?" if close else "no class is similar"
-        raise ValueError(f"sample_classes names {name!r}, which is none of the {len(self.classes)} classes; {hint}")
+        if name not in self.classes:
+            hint = did_you_mean(name, self.classes)
+            raise ValueError(f"sample_classes names {name!r}, which is none of the {len(self.classes)} classes{hint}")
+        return self.classes.index(name)
 
     @property
     def _world_size(self) -> int:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from snapgen_pl.data.at_least import check_at_least
+from snapgen_pl.at_least import check_at_least
 from snapgen_pl.data.conditions import Captioned, Captions, Labels
 from snapgen_pl.data.in_shards import InShards
 from snapgen_pl.data.loader import BatchLoader, ImageSamples, Sample

@@ -21,7 +21,7 @@ from snapgen_pl.extra import require
 _SHARD = re.compile(r"-(\d+)-of-(\d+)")
 
 
-class Shard(NamedTuple):
+class Listing(NamedTuple):
     """What one file holds besides its images.
 
     Attributes:
@@ -126,10 +126,10 @@ class ImageParquet(ImageSource):
         validation_files = find_files(self.root, "validation")
         given = self.root / "validation-*.parquet" if validation_files else None
         check_not_both(self.validation_fraction, given, "move those files away")
-        shards = read_shards(self.root, files)
-        names = name_labels(shards)
-        classes = tuple(names[label] for label in sorted({label for shard in shards for label in shard.labels}))
-        rows = list_rows(shards, names, {name: label for label, name in enumerate(classes)})
+        listings = read_listings(self.root, files)
+        names = name_labels(listings)
+        classes = tuple(names[label] for label in sorted({label for listing in listings for label in listing.labels}))
+        rows = list_rows(listings, names, {name: label for label, name in enumerate(classes)})
         if given is None:
             train, validation = hold_out(
                 rows,
@@ -140,10 +140,10 @@ class ImageParquet(ImageSource):
             )
             validation_files = files
         else:
-            shards = read_shards(self.root, validation_files)
-            names = name_labels(shards)
-            known = labels_of({names[label] for shard in shards for label in shard.labels}, classes, given)
-            train, validation = rows, list_rows(shards, names, known)
+            listings = read_listings(self.root, validation_files)
+            names = name_labels(listings)
+            known = labels_of({names[label] for listing in listings for label in listing.labels}, classes, given)
+            train, validation = rows, list_rows(listings, names, known)
         sets = ParquetSet(self.root, files, train), ParquetSet(self.root, validation_files, validation)
         check_up_to(CHECKED_UP_FRONT, *sets)
         return OpenSource(classes, *sets, fingerprint(classes, train, validation))
@@ -169,7 +169,7 @@ def find_files(root: Path, split: str) -> list[Path]:
     return files
 
 
-def read_shards(root: Path, files: Sequence[Path]) -> list[Shard]:
+def read_listings(root: Path, files: Sequence[Path]) -> list[Listing]:
     """What the files hold besides images.
 
     Args:
@@ -180,24 +180,24 @@ def read_shards(root: Path, files: Sequence[Path]) -> list[Shard]:
         ValueError: naming a file that is damaged, lacks a column or a label, or names classes otherwise than the first;
             where there is no image.
     """
-    shards: list[Shard] = []
+    listings: list[Listing] = []
     for file in track(files, f"listing the images in {root}", transient=True):
-        shards.append(_read_shard(file))
-        if shards[-1].class_names != shards[0].class_names:
+        listings.append(_read_listing(file))
+        if listings[-1].class_names != listings[0].class_names:
             raise ValueError(f"{file} and {files[0]} name classes differently; expected files of one data set")
-    if not any(shard.labels for shard in shards):
+    if not any(listing.labels for listing in listings):
         raise ValueError(f"{files[0]} holds no image, nor do the other files of its split; expected one row an image")
-    return shards
+    return listings
 
 
-def name_labels(shards: Sequence[Shard]) -> dict[int, str]:
+def name_labels(listings: Sequence[Listing]) -> dict[int, str]:
     """A name for each label that occurs, no two alike.
 
     Raises:
         ValueError: naming a file with a label that has no class.
     """
-    found_in = {label: shard.path for shard in shards for label in shard.labels}
-    names = shards[0].class_names
+    found_in = {label: listing.path for listing in listings for label in listing.labels}
+    names = listings[0].class_names
     count = max(found_in) + 1 if names is None else len(names)
     if wrong := [label for label in found_in if not 0 <= label < count]:
         raise ValueError(f"{found_in[wrong[0]]} has the label {wrong[0]}, which is no class; remove those rows")
@@ -207,21 +207,21 @@ def name_labels(shards: Sequence[Shard]) -> dict[int, str]:
     return {label: names[label] if times[names[label]] == 1 else f"{names[label]} ({label})" for label in found_in}
 
 
-def list_rows(shards: Sequence[Shard], names: Mapping[int, str], label_of: Mapping[str, int]) -> list[Row]:
+def list_rows(listings: Sequence[Listing], names: Mapping[int, str], label_of: Mapping[str, int]) -> list[Row]:
     """The images, file by file, each by row.
 
     Args:
-        shards: the files.
+        listings: the files.
         names: the class of each label in the files.
         label_of: the label that each class is to have.
     """
     rows = []
-    for file, shard in enumerate(shards):
+    for file, listing in enumerate(listings):
         number = 0
-        for group, (count, size) in enumerate(zip(shard.group_rows, shard.group_sizes, strict=True)):
+        for group, (count, size) in enumerate(zip(listing.group_rows, listing.group_sizes, strict=True)):
             for row in range(count):
-                name = names[shard.labels[number]]
-                rows.append(Row(f"{name}/{shard.path.name}/{number}", label_of[name], size, file, group, row))
+                name = names[listing.labels[number]]
+                rows.append(Row(f"{name}/{listing.path.name}/{number}", label_of[name], size, file, group, row))
                 number += 1
     return rows
 
@@ -230,7 +230,7 @@ def _parquet() -> ModuleType:
     return require("pyarrow.parquet", "parquet")
 
 
-def _read_shard(file: Path) -> Shard:
+def _read_listing(file: Path) -> Listing:
     parquet = _parquet()
     try:
         with parquet.ParquetFile(file, pre_buffer=False) as opened:
@@ -249,7 +249,7 @@ def _read_shard(file: Path) -> Shard:
         raise ValueError(f"{file} has the label {wrong[0]!r}; expected integers")
     image = columns.index("image.bytes")
     sizes = [group.column(image).total_compressed_size for group in groups]
-    return Shard(file, class_names, labels, [group.num_rows for group in groups], sizes)
+    return Listing(file, class_names, labels, [group.num_rows for group in groups], sizes)
 
 
 def _class_names(metadata: Mapping[bytes, bytes]) -> tuple[str, ...] | None:

@@ -1,6 +1,6 @@
 """The LightningDataModule of labels alone, for drawing from networks whose training images are not at hand."""
 
-from snapgen_pl.data.at_least import check_at_least
+from snapgen_pl.at_least import check_at_least
 from snapgen_pl.data.request_data import RequestData
 from snapgen_pl.data.requests import Requests
 from snapgen_pl.metrics.draws import uniform

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from snapgen_pl.at_least import check_at_least
 from snapgen_pl.data.conditions import Prompts
 from snapgen_pl.data.request_data import RequestData
 from snapgen_pl.data.requests import Requests
@@ -32,9 +33,7 @@ class PromptData(RequestData):
 
     def __init__(self, prompts: Path, layout: Layout = "plain", images: int = 4, batch_size: int = 16) -> None:
         super().__init__()
-        for name, value in (("images", images), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; give at least 1")
+        check_at_least(1, images=images, batch_size=batch_size)
         texts = [prompt.text for prompt in read_prompts(prompts, layout)]
         self.images, self.batch_size = images, batch_size
         self.conditions = Prompts(texts)

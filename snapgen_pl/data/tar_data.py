@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from snapgen_pl.at_least import check_at_least
 from snapgen_pl.conditioning.condition import Texts
 from snapgen_pl.data.assembler import Assembly
-from snapgen_pl.data.at_least import check_at_least
 from snapgen_pl.data.buckets import Buckets
 from snapgen_pl.data.captioned_folder import CLASSES
 from snapgen_pl.data.datamodule import ImageData
@@ -19,7 +19,7 @@ from snapgen_pl.data.source import ImageBatch, ImageSource, OpenSource
 from snapgen_pl.data.stored_set import StoredSet
 from snapgen_pl.data.tar_loader import TarLoader
 from snapgen_pl.data.tar_parts import Share
-from snapgen_pl.data.tar_samples import Packed, read_shard
+from snapgen_pl.data.tar_samples import Packed, read_packed
 from snapgen_pl.data.tar_shards import identity, is_remote, list_shards
 from snapgen_pl.data.tar_stream import TarStream
 from snapgen_pl.data.unpacker import Unpacker
@@ -171,7 +171,7 @@ class FirstOfShards(ImageSource):
         names: of the training shards; see :func:`~snapgen_pl.data.tar_shards.list_shards`.
         validation_names: of the validation shards.
         counts: images to keep of the former and of the latter, at most.
-        caption_key: see :func:`~snapgen_pl.data.tar_samples.read_shard`.
+        caption_key: see :func:`~snapgen_pl.data.tar_samples.read_packed`.
         unpacker: tells which images are of use.
         skipped: makes what counts the faults of the validation shards; those of the others are found in training.
 
@@ -262,11 +262,11 @@ def images_of_use(
 
     Args:
         shards: their names.
-        caption_key: see :func:`~snapgen_pl.data.tar_samples.read_shard`.
+        caption_key: see :func:`~snapgen_pl.data.tar_samples.read_packed`.
         unpacker: makes pixels.
         faults: what is wrong with others is appended to it.
     """
-    for sample in chain.from_iterable(read_shard(shard, caption_key) for shard in shards):
+    for sample in chain.from_iterable(read_packed(shard, caption_key) for shard in shards):
         loaded = sample if isinstance(sample, Fault) else unpacker.pixels(sample)
         if isinstance(loaded, Fault):
             faults.append(loaded)

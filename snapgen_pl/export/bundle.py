@@ -20,7 +20,7 @@ from typing import Any
 from snapgen_pl.conditioning.partial_texts import PartialTexts
 from snapgen_pl.conditioning.token_ids import SavedTokenizer
 from snapgen_pl.config_files import Value, as_value, load_config
-from snapgen_pl.drawing import drawing_module
+from snapgen_pl.drawing import built_module
 from snapgen_pl.export import mac
 from snapgen_pl.export.bundle_readme import bundle_readme
 from snapgen_pl.export.chunks import chunk_paths
@@ -59,7 +59,7 @@ def bundle(exported: str, out: str, steps: int | None = None) -> str:
     """
     source, folder = open_exported(exported, "coreml"), Path(out)
     check_empty(folder)
-    module = drawing_module(source.config)
+    module = built_module(source.config)
     if not isinstance(module.conditioner, PartialTexts):
         raise ValueError(f"{exported} draws classes, a bundle draws prompts; export a run on texts")
     sampler = _sampler(module.sampler, steps)

@@ -27,7 +27,7 @@ from snapgen_pl.conditioning.class_conditioner import ClassConditioner
 from snapgen_pl.conditioning.conditioner import Conditioner
 from snapgen_pl.conditioning.text_encoder import TextEncoder
 from snapgen_pl.config_files import Value, as_value, class_value, load_config
-from snapgen_pl.drawing import drawing_module
+from snapgen_pl.drawing import built_module
 from snapgen_pl.errors import did_you_mean
 from snapgen_pl.export import stand_ins
 from snapgen_pl.export.example import example_of
@@ -87,9 +87,8 @@ class ExportedRun(NamedTuple):
 
     def facts(self) -> dict[str, Value]:
         """Which weights they are, and what runs them."""
-        facts = {key: self.manifest[key] for key in ("run", "checkpoint", "step", "weights")}
-        # Exports of before do not say which decoder they hold: there was none but the autoencoder's.
-        return {**facts, "decoder": self.manifest.get("decoder"), "backend": self.backend}
+        facts = {key: self.manifest[key] for key in ("run", "checkpoint", "step", "weights", "decoder")}
+        return {**facts, "backend": self.backend}
 
     def classes(self) -> tuple[str, ...]:
         """The names of the classes; labels index them."""
@@ -117,7 +116,7 @@ def export_run(
         ValueError: where the folder holds something else, or a graph is not what torch computes.
     """
     check_out(out)
-    module = drawing_module(source.config)
+    module = built_module(source.config)
     if coreml is not None:
         _check_whole(coreml.whole, module.conditioner)
     classes = source.classes() if module.takes == "label" else ()

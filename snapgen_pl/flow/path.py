@@ -50,11 +50,6 @@ def data_from_velocity(x_BCHW: Tensor, velocity_BCHW: Tensor, t_B: Tensor) -> Te
     return x_BCHW - t_B[:, None, None, None] * velocity_BCHW
 
 
-def noise_from_velocity(x_BCHW: Tensor, velocity_BCHW: Tensor, t_B: Tensor) -> Tensor:
-    """The noise end of the line through x_t: noise = x_t + (1 - t) v."""
-    return x_BCHW + (1 - t_B[:, None, None, None]) * velocity_BCHW
-
-
 def path_deviation(t_B: Tensor, sigma_data: float) -> Tensor:
     """The standard deviation r of x_t for data of deviation sigma_data, r^2 = (1 - t)^2 sigma^2 + t^2: (B, 1, 1, 1)."""
     return torch.hypot((1 - t_B) * sigma_data, t_B)[:, None, None, None]

@@ -168,6 +168,6 @@ class SDE(Sampler):
         v = velocity(x, t)
         if t_next == 0 and self.last == "data":
             return x - t * v  # The data end of the line, as in path.data_from_velocity.
-        noise = x + (1 - t) * v  # The noise end of the line, as in path.noise_from_velocity.
+        noise = x + (1 - t) * v  # The noise end of the line.
         mean = x - h * (v + noise)
         return mean if t_next == 0 else mean + math.sqrt(2 * t * h) * draw()

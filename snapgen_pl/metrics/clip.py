@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from snapgen_pl.metrics.judge_network import CLIP as PIXELS
-from snapgen_pl.metrics.judge_network import judge_network, judge_tokenizer, judging, resized
+from snapgen_pl.metrics.judge_network import judge_network, judge_tokenizer, judging, padded, resized
 
 
 class CLIPTexts(NamedTuple):
@@ -67,10 +67,7 @@ class CLIP:
 
     def texts(self, texts: Sequence[str]) -> CLIPTexts:
         """Texts -> vectors of length 1, (B, D)."""
-        lengths = [len(ids) for ids in self._tokenizer(list(texts), truncation=False)["input_ids"]]
-        encoded = self._tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=self.tokens, return_tensors="pt"
-        ).to(self.device)
+        read = padded(self._tokenizer, texts, self.tokens, self.device)
         with judging(self.device):
-            vector_BD = self._network.get_text_features(**encoded).pooler_output
-            return CLIPTexts(F.normalize(vector_BD, dim=-1), torch.tensor(lengths, device=self.device) > self.tokens)
+            found = self._network.get_text_features(input_ids=read.ids_BS, attention_mask=read.mask_BS)
+            return CLIPTexts(F.normalize(found.pooler_output, dim=-1), read.truncated_B)

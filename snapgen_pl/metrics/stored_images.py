@@ -7,9 +7,9 @@ import torch
 
 from snapgen_pl.metrics.comparison import Comparison
 from snapgen_pl.metrics.feature_store import MemoryFeatures, stored_features
-from snapgen_pl.metrics.fid_report import FIDReport, made
 from snapgen_pl.metrics.image_sets import open_images
 from snapgen_pl.metrics.inception_metrics import InceptionMetrics
+from snapgen_pl.metrics.sample_report import SampleReport, made
 
 
 def report(samples: Path, reference: Path, weights: Path, out: Path, device: str | None = None) -> str:
@@ -33,7 +33,7 @@ def report(samples: Path, reference: Path, weights: Path, out: Path, device: str
     comparison.prepare(where)
     comparison.open_references()
     features = MemoryFeatures(images.count, list(stored_features(images, images.count, comparison.features, where)))
-    result = FIDReport(
+    result = SampleReport(
         model=samples.name,
         values=comparison.measure(features),
         controls={},

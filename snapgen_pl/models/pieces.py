@@ -53,7 +53,7 @@ def decode_in_pieces(decoder: Decoder, raw_BCHW: Tensor, pixels: int = PIXELS) -
         ValueError: for a decoder with a normalised stage, or pieces without pixels.
     """
     if _normalises(decoder):
-        raise ValueError("a stage with norm: true needs whole maps; call the decoder itself, or decode_tiled")
+        raise ValueError("a stage with norm: true needs whole maps; call the decoder itself")
     if pixels < 1:
         raise ValueError(f"pixels is {pixels}; a piece needs at least 1")
     side = isqrt(pixels)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from snapgen_pl.autoencoders.with_decoder import with_decoder
 from snapgen_pl.data.requests import Request
-from snapgen_pl.drawing import drawing_module
+from snapgen_pl.drawing import built_module
 from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.flow.samplers import Sampler
 from snapgen_pl.metrics.sample_metric import Facts
@@ -35,7 +35,7 @@ class Drawn(DrawsOnly):
         self._source = with_decoder(open_trained(run), decoder)
         self.images_seen = self._source.images_seen
         self.origin = f"EMA of {self._source.origin}"
-        drawing = drawing_module(self._source.config)
+        drawing = built_module(self._source.config)
         if not isinstance(drawing, Pretrain) or drawing.takes != "caption":
             raise ValueError(f"{run} does not draw from texts; a run on classes is measured by `test --run` of it")
         self._drawing = Frozen(drawing)

@@ -113,7 +113,7 @@ def open_pipeline(path: str) -> PipelineFolder:
         "image_size": _given(index, "image_size", folder),
         "sampler": _sampler(folder, _given(index, "num_inference_steps", folder)),
         "guidance": {key: _given(index, f"guidance_{key}", folder) for key in ("scale", "interval", "channels")},
-        "seed": index.get("seed", 0),  # pipelines of before have none
+        "seed": _given(index, "seed", folder),
     }
     check_classes(model)
     return PipelineFolder(folder, {"model": {"class_path": _MODULE, "init_args": model}})

@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from snapgen_pl.config_files import as_value
+from snapgen_pl.config_files import class_value
 from snapgen_pl.flow.samplers import Euler, Sampler, StepNoise
 from snapgen_pl.pipeline.building import build, opening
 
@@ -172,7 +172,4 @@ def scheduler_of(sampler: Sampler) -> Any:
     """
     if type(sampler) is Euler:
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAIN_TIMESTEPS, shift=sampler.shift)
-    kind = type(sampler)
-    return SamplerScheduler(
-        as_value({"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": vars(sampler)})
-    )
+    return SamplerScheduler(class_value(type(sampler), **vars(sampler)))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -12,10 +12,11 @@ from torch import nn
 from snapgen_pl.config_files import Value
 from snapgen_pl.errors import ShortErrors
 from snapgen_pl.experiments import experiments_dir
-from snapgen_pl.metrics.fid_report import FIDReport, check_comparable, read_report
+from snapgen_pl.metrics.sample_report import SampleReport, check_comparable, read_report
 from snapgen_pl.models.count import Cost, count, count_module
 from snapgen_pl.models.denoiser import Denoiser
 from snapgen_pl.models.latent_decoder import LatentDecoder
+from snapgen_pl.trained_run import arguments
 
 CLASS_TEXT_TOKENS = 77
 
@@ -56,11 +57,28 @@ def on_meta(kind: type[M], name: str, declared: Value) -> M:
         name: the argument that declares it, for messages.
         declared: as a configuration holds it.
     """
-    parser = ShortErrors()
-    parser.add_subclass_arguments(kind, name)
+    parser = _parser(kind, name)
     with torch.device("meta"):
         built: M = getattr(parser.instantiate(parser.parse_object({name: declared})), name)
     return built
+
+
+def filled(kind: type, name: str, declared: Value) -> dict[str, Any]:
+    """The arguments of the class that a configuration declares, its defaults included; nothing is built.
+
+    Args:
+        kind: what it must be.
+        name: the argument that declares it, for messages.
+        declared: as a configuration holds it.
+    """
+    found: dict[str, Any] = arguments(_parser(kind, name).parse_object({name: declared}).as_dict()[name])
+    return found
+
+
+def _parser(kind: type, name: str) -> ShortErrors:
+    parser = ShortErrors()
+    parser.add_subclass_arguments(kind, name)
+    return parser
 
 
 @cache
@@ -109,7 +127,7 @@ def measured_fids(reports: Path | None) -> Mapping[str, float]:
         ValueError: for a file that is no report of the full protocol, or reports that were measured differently.
     """
     folder = reports or experiments_dir() / "results" / "imagenet256"
-    found: dict[str, FIDReport] = {file.stem: read_report(file) for file in sorted(folder.glob("*.json"))}
+    found: dict[str, SampleReport] = {file.stem: read_report(file) for file in sorted(folder.glob("*.json"))}
     for name, report in found.items():
         if "fid" not in report.values or report.measurement.get("labels") != "uniform":
             raise ValueError(

@@ -18,6 +18,7 @@ from snapgen_pl.experiments import find_config
 from snapgen_pl.models.activations import saved, saved_by_unit, working_bytes
 from snapgen_pl.models.denoiser import Conditioning, Denoiser
 from snapgen_pl.models.discriminator import Discriminator, HeadInput
+from snapgen_pl.tables.declared import filled
 from snapgen_pl.tables.layout import Format, Table
 from snapgen_pl.tables.parts import (
     Asked,
@@ -30,6 +31,7 @@ from snapgen_pl.tables.parts import (
     run_teacher,
     sd3_teacher,
 )
+from snapgen_pl.teachers.teacher import Teacher
 from snapgen_pl.trained_run import arguments
 
 GIB = 2**30
@@ -354,7 +356,7 @@ def _teacher(model: Settings) -> TeacherNetwork | None:
         return None
     if (name := class_name(declared)) not in _TEACHERS:
         raise ValueError(f"the size of a {name} is not known here; give one of {', '.join(_TEACHERS)}")
-    return _TEACHERS[name](arguments(declared))
+    return _TEACHERS[name](filled(Teacher, "teacher", declared))
 
 
 def _sharded(strategy: Any) -> bool:

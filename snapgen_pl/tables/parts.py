@@ -15,7 +15,7 @@ from snapgen_pl.config_files import Value, load_config
 from snapgen_pl.models.denoiser import Denoiser
 from snapgen_pl.models.mmdit import MMDiT
 from snapgen_pl.models.preconditioned import preconditioned
-from snapgen_pl.tables.declared import on_meta
+from snapgen_pl.tables.declared import filled, on_meta
 from snapgen_pl.trained_run import arguments
 
 Settings = Mapping[str, Any]  # of a class, as YAML has them
@@ -111,12 +111,6 @@ for _path in _PIPELINES:
     }
 # By path: parameters and channels; all have one position for 8 x 8 pixels.
 _AUTOENCODERS = dict.fromkeys(_PIPELINES, (83_819_683, 16)) | {"stabilityai/sd-vae-ft-ema": (83_653_863, 4)}
-# Where a class has its path by default.
-_DEFAULT_PLACES = {
-    "CLIPText": ("openai/clip-vit-large-patch14", ""),
-    "GemmaText": ("google/gemma-2-2b", ""),
-    "T5Text": (_SD35, "text_encoder_3"),
-}
 
 
 def class_name(declared: Settings) -> str:
@@ -130,13 +124,11 @@ def text_encoder(declared: Settings) -> Encoder:
     Raises:
         ValueError: for one that is neither known nor in a folder.
     """
-    given = arguments(dict(declared))
-    path, subfolder = _place(given, *_DEFAULT_PLACES.get(class_name(declared), ("", "")))
-    each = bytes_of(str(given.get("dtype", "float32")))
-    if (known := _ENCODERS.get((path, subfolder))) is not None:
-        tokens = given.get("tokens") or known.tokens
-        assert isinstance(tokens, int), tokens
-        return known._replace(tokens=tokens, bytes_each=each)
+    given = filled(TextEncoder, "encoder", dict(declared))
+    # A packaged MiniLM has no path, and every MiniLM is in fp32.
+    path, each = given.get("path", ""), bytes_of(given.get("dtype", "float32"))
+    if (known := _ENCODERS.get((path, given.get("subfolder", "")))) is not None:
+        return known._replace(tokens=given.get("tokens", known.tokens), bytes_each=each)
     _check_local(path, "encoder")
     built = on_meta(TextEncoder, "encoder", dict(declared))  # type: ignore[type-abstract]
     return Encoder(built.parameters(), built.tokens, built.masked, each, published=False)
@@ -152,22 +144,19 @@ def conditioner(declared: Settings, context_dim: int) -> Asked:
     Raises:
         ValueError: for a text encoder whose size is not known.
     """
-    given, name = arguments(dict(declared)), class_name(declared)
+    given, name = filled(Conditioner, "conditioner", dict(declared)), class_name(declared)
     if name == "ClassTexts":
-        encoder = text_encoder(_settings(given["encoder"]))
-        rows = int(str(given.get("num_classes", 1000))) + 1
+        encoder, rows = text_encoder(given["encoder"]), given["num_classes"] + 1
         # All texts are encoded before training, in fp16, and the encoder is let go.
         return Asked(encoder.tokens, encoder.masked, held=2 * rows * encoder.tokens * context_dim)
     if name == "SD3Texts":
         encoders = sd3_encoders(given)
-        return Asked(encoders["clip_l"].tokens + int(str(given.get("t5_tokens", 256))), encoders=encoders)
+        return Asked(encoders["clip_l"].tokens + given["t5_tokens"], encoders=encoders)
     if name == "JoinedTexts":
-        encoders = {each: text_encoder(_settings(own)) for each, own in _settings(given["encoders"]).items()}
-        blocks = _settings(given)["blocks"]
+        encoders = {each: text_encoder(own) for each, own in given["encoders"].items()}
+        blocks = given["blocks"]
         # Whoever drops an encoder masks its tokens.
-        masked = given.get("dropout", True) != 0 or any(
-            all(encoders[each].masked for each in block) for block in blocks
-        )
+        masked = given["dropout"] != 0 or any(all(encoders[each].masked for each in block) for block in blocks)
         return Asked(1 + sum(encoders[block[0]].tokens for block in blocks), masked, context_dim, 0, encoders)
     built = on_meta(Conditioner, "conditioner", dict(declared))  # type: ignore[type-abstract]
     return Asked(built.tokens, parameters=sum(weight.numel() for weight in built.parameters()))
@@ -175,13 +164,13 @@ def conditioner(declared: Settings, context_dim: int) -> Asked:
 
 def sd3_encoders(given: Settings) -> dict[str, Encoder]:
     """Those of :class:`~snapgen_pl.conditioning.sd3_texts.SD3Texts`."""
-    path, dtype = given.get("path", _SD35), given.get("dtype", "bfloat16")
+    path, dtype = given["path"], given["dtype"]
     clip, t5 = ("snapgen_pl.conditioning.clip_text.CLIPText", "snapgen_pl.conditioning.t5_text.T5Text")
-    places = {"clip_l": (clip, ""), "clip_g": (clip, "_2")} | ({"t5": (t5, "_3")} if given.get("t5", True) else {})
+    places = {"clip_l": (clip, ""), "clip_g": (clip, "_2")} | ({"t5": (t5, "_3")} if given["t5"] else {})
     found: dict[str, Encoder] = {}
     for name, (kind, ending) in places.items():
         own = {"path": path, "subfolder": f"text_encoder{ending}", "tokenizer_subfolder": f"tokenizer{ending}"}
-        own |= {"tokens": given.get("t5_tokens", 256)} if name == "t5" else {"pooled": True}
+        own |= {"tokens": given["t5_tokens"]} if name == "t5" else {"pooled": True}
         found[name] = text_encoder({"class_path": kind, "init_args": {**own, "dtype": dtype}})
     return found
 
@@ -192,15 +181,14 @@ def latents(declared: Settings) -> Latents:
     Raises:
         ValueError: for one that is not known.
     """
-    given = arguments(dict(declared))
     if class_name(declared) == PatchPCA.__name__:
         built = on_meta(Autoencoder, "autoencoder", dict(declared))  # type: ignore[type-abstract]
         size = sum(buffer.nbytes for buffer in built.buffers())
         return Latents(size, built.channels, built.downsampling, published=False)
     if class_name(declared) != "KL":
         raise ValueError(f"the size of a {class_name(declared)} is not known here; KL's and PatchPCA's are")
-    path, subfolder = _place(given)
-    each = bytes_of(str(given.get("dtype", "float32")))
+    given = filled(Autoencoder, "autoencoder", dict(declared))
+    path, each = given["path"], bytes_of(given["dtype"])
     if path in _AUTOENCODERS:
         parameters, channels = _AUTOENCODERS[path]
         return Latents(each * parameters, channels, 8, published=True)
@@ -208,7 +196,7 @@ def latents(declared: Settings) -> Latents:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     with torch.device("meta"):
-        network: Any = AutoencoderKL.from_config(_read(Path(path) / subfolder))
+        network: Any = AutoencoderKL.from_config(_read(Path(path) / given["subfolder"]))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     downsampling = 2 ** (len(network.config.block_out_channels) - 1)
     return Latents(each * parameters, network.config.latent_channels, downsampling, published=False)
@@ -220,29 +208,28 @@ def sd3_teacher(given: Settings) -> TeacherNetwork:
     Raises:
         ValueError: for a network that is neither.
     """
-    path, subfolder = _place(given, _SD35, "transformer")
+    path = given["path"]
     with torch.device("meta"):
         if path in _PIPELINES:
             denoiser = MMDiT()
         else:
             _check_local(path, "teacher")
-            denoiser = MMDiT.from_config(_read(Path(path) / subfolder))
-    denoiser.to(getattr(torch, str(given.get("dtype", "bfloat16"))))
+            denoiser = MMDiT.from_config(_read(Path(path) / given["subfolder"]))
+    denoiser.to(getattr(torch, given["dtype"]))
     asked = conditioner(given["conditioner"], denoiser.context_dim)
-    guided = given.get("guidance", {}).get("scale", 4.5) != 1
-    return TeacherNetwork(denoiser, asked, guided, False, str(given.get("placement", "replicated")))
+    return TeacherNetwork(denoiser, asked, given["guidance"]["scale"] != 1, False, given["placement"])
 
 
 def run_teacher(given: Settings) -> TeacherNetwork:
     """The network of :class:`~snapgen_pl.teachers.run.RunTeacher`, by the configuration of its run."""
-    file = Path(str(given["run"])) / "config.yaml"
+    file = Path(given["run"]) / "config.yaml"
     if not file.is_file():
         raise ValueError(f"the teacher's size is its run's, and {file} does not exist; train it first, or copy it here")
     own: dict[str, Any] = arguments(load_config(file)["model"])
     network = denoiser(own)
     asked = conditioner(own["conditioner"], network.context_dim)
-    guided = given.get("guidance", {}).get("scale", 1.0) != 1
-    return TeacherNetwork(network, asked, guided, given.get("dtype") == "bfloat16", "replicated")
+    guided, autocast = given["guidance"]["scale"] != 1, given["dtype"] == "bfloat16"
+    return TeacherNetwork(network, asked, guided, autocast, "replicated")
 
 
 def denoiser(model: Settings) -> Denoiser:
@@ -251,19 +238,10 @@ def denoiser(model: Settings) -> Denoiser:
     return preconditioned(built, model.get("sigma_data"))
 
 
-def _settings(value: Value) -> Settings:
-    assert isinstance(value, dict), value
-    return value
-
-
 def bytes_of(dtype: str) -> int:
     """Of a number."""
     found: torch.dtype = getattr(torch, dtype)
     return found.itemsize
-
-
-def _place(given: Settings, path: str = "", subfolder: str = "") -> tuple[str, str]:
-    return str(given.get("path", path)), str(given.get("subfolder", subfolder))
 
 
 def _check_local(path: str, what: str) -> None:

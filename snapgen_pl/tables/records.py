@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from snapgen_pl.digest import values_digest
-from snapgen_pl.metrics.fid_report import FIDReport, check_comparable, parse_report
+from snapgen_pl.metrics.sample_report import SampleReport, check_comparable, parse_report
 from snapgen_pl.whole_files import write_json
 
 # Of how samples are drawn, besides all of how they are measured.
@@ -37,7 +37,7 @@ class RowRecord(NamedTuple):
     recipe: str
     validation: Mapping[str, float]
     training_seconds: float
-    report: FIDReport
+    report: SampleReport
     by_time: Mapping[str, Mapping[str, float]] = {}
     more: Mapping[str, float] = {}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from snapgen_pl.experiments import experiments_dir
-from snapgen_pl.metrics.fid_report import FIDReport, check_comparable, read_report
+from snapgen_pl.metrics.sample_report import SampleReport, check_comparable, read_report
 from snapgen_pl.tables.declared import declared_denoiser
 from snapgen_pl.tables.layout import Table, number
 from snapgen_pl.tables.published import TEXT_TO_IMAGE
@@ -96,7 +96,7 @@ def read_measured(folder: Path) -> dict[str, dict[str, float]]:
         ValueError: for a file that is no report, of no row and column, or without the column's value; and where those
             of a column were measured differently.
     """
-    found: dict[str, dict[str, FIDReport]] = {column: {} for column in VALUES}
+    found: dict[str, dict[str, SampleReport]] = {column: {} for column in VALUES}
     rows = [told.key for told in TEXT_TO_IMAGE]
     for file in sorted(folder.glob("*.json")):
         row, _, column = file.stem.partition("-")

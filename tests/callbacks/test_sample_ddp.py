@@ -12,8 +12,8 @@ import torch
 
 from callbacks.image_writer import ImageWriter
 from callbacks.sample_grid import SampleGrid
-from snapgen_pl.metrics.fid_report import read_report
 from snapgen_pl.metrics.image_sets import open_images
+from snapgen_pl.metrics.sample_report import read_report
 from tests import sample_run
 
 pytestmark = pytest.mark.slow

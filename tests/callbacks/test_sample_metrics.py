@@ -19,9 +19,9 @@ from snapgen_pl.flow.samplers import Euler, Sampler
 from snapgen_pl.metrics.draws import proportional
 from snapgen_pl.metrics.effnet_distances import EffNetDistances
 from snapgen_pl.metrics.feature_store import FeatureStore
-from snapgen_pl.metrics.fid_report import FIDReport, check_comparable, read_report
 from snapgen_pl.metrics.image_sets import open_images
 from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, SampleMetric, Score
+from snapgen_pl.metrics.sample_report import SampleReport, check_comparable, read_report
 from snapgen_pl.modules.pretrain import Pretrain
 from tests import sample_run
 
@@ -31,7 +31,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return sample_run.image_folder(tmp_path_factory.mktemp("images"))
 
 
-def reports(folder: Path) -> list[FIDReport]:
+def reports(folder: Path) -> list[SampleReport]:
     return [read_report(path) for path in sorted((folder / "reports").glob("*.json"))]
 
 

@@ -52,7 +52,7 @@ def test_every_class_has_training_images_and_names_kind_and_style(level: str, ki
 def test_captions_say_what_is_shown_and_how(emoji: OpenSource) -> None:
     train, _ = sets(emoji)
     assert train.caption(0) == "a grinning face, noto style"
-    assert "smile" in train.tags(0)
+    assert "smile" in train.concepts[0].tags
     assert train.load(0).size == (64, 64)
 
 

@@ -7,7 +7,7 @@ import pytest
 from snapgen_pl.data import remote_file
 from snapgen_pl.data.faults import Fault
 from snapgen_pl.data.remote_file import RemoteFile
-from snapgen_pl.data.tar_samples import read_shard
+from snapgen_pl.data.tar_samples import read_packed
 from tests.shards import served, write_shards
 
 CONTENT = bytes(range(256)) * 4000
@@ -27,9 +27,9 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_shard_is_read_as_from_the_disk(folder: Path) -> None:
     with served(folder) as server:
-        remote = list(read_shard(f"{server.url}/000.tar?token=1", None))
-        late = list(read_shard(f"{server.url}/000.tar", None, range(9, 99)))
-    local = list(read_shard(str(folder / "000.tar"), None))
+        remote = list(read_packed(f"{server.url}/000.tar?token=1", None))
+        late = list(read_packed(f"{server.url}/000.tar", None, range(9, 99)))
+    local = list(read_packed(str(folder / "000.tar"), None))
     assert [item[1:] for item in remote] == [item[1:] for item in local]
     assert [item[1:] for item in late] == [item[1:] for item in local[9:]]
     assert not any(isinstance(item, Fault) for item in local)
@@ -62,7 +62,7 @@ def test_seeking_finds_the_bytes(folder: Path, ranges: bool, monkeypatch: pytest
 def test_a_shard_that_is_not_there_is_one_fault(folder: Path) -> None:
     with served(folder) as server:
         shard = f"{server.url}/nowhere.tar"
-        found = list(read_shard(shard, None))
+        found = list(read_packed(shard, None))
         assert server.asked == []
     assert found == [Fault(shard, "", "cannot be read from byte 0 on (HTTPError: HTTP Error 404: Not Found)")]
 
@@ -71,8 +71,8 @@ def test_a_shard_that_is_not_there_is_one_fault(folder: Path) -> None:
 def test_a_server_that_comes_no_further_costs_the_rest_of_the_shard_and_one_fault(folder: Path) -> None:
     with served(folder) as server:
         server.wall = (folder / "000.tar").stat().st_size // 2
-        found = list(read_shard(f"{server.url}/000.tar", None))
-    whole = list(read_shard(str(folder / "000.tar"), None))
+        found = list(read_packed(f"{server.url}/000.tar", None))
+    whole = list(read_packed(str(folder / "000.tar"), None))
     assert [item[1:] for item in found[:-1]] == [item[1:] for item in whole[: len(found) - 1]]
     assert 0 < len(found) - 1 < len(whole)
     assert isinstance(found[-1], Fault)
@@ -83,7 +83,7 @@ def test_a_server_that_comes_no_further_costs_the_rest_of_the_shard_and_one_faul
 def test_a_server_that_is_gone_is_one_fault(folder: Path) -> None:
     with served(folder) as server:
         shard = f"{server.url}/000.tar"
-    (fault,) = read_shard(shard, None)
+    (fault,) = read_packed(shard, None)
     assert isinstance(fault, Fault)
     assert (fault.shard, fault.key, "refused" in fault.reason) == (shard, "", True)
 

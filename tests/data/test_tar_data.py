@@ -154,7 +154,7 @@ def test_validation_goes_through_the_buckets_and_what_samples_are_compared_with_
         assert isinstance(batch, ImageBatch)
         found.update(dict.fromkeys(batch.position_B.tolist(), Size(*batch.image_BCHW.shape[2:])))
     own = [shape(index) for index in range(sum(SIZES), sum(SIZES) + VALIDATION)]
-    assert [found[index] for index in range(VALIDATION)] == [BUCKETS.nearest(size) for size in own]
+    assert [found[index] for index in range(VALIDATION)] == [BUCKETS.sizes[BUCKETS.index(size)] for size in own]
     assert {batch.image_BCHW.shape[2:] for batch in module.training_images(10)} == {(SIDE, SIDE)}
 
 

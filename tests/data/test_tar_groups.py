@@ -104,7 +104,7 @@ def test_readers_take_turns_with_groups_of_the_images_of_one_shape(shards: tuple
         pixels = []
         for index in indices([group]):
             image = Image.open(io.BytesIO(encoded(index, side=shape(index).width, height=shape(index).height)))
-            pixels.append(to_pixels(crop_to(image.convert("RGB"), BUCKETS.nearest(shape(index)))))
+            pixels.append(to_pixels(crop_to(image.convert("RGB"), BUCKETS.sizes[BUCKETS.index(shape(index))])))
         assert torch.equal(group.image_BCHW, random_flip(torch.stack(pixels), group.position_B, SEED))
 
 

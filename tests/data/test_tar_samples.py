@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapgen_pl.data.faults import Fault
-from snapgen_pl.data.tar_samples import Packed, read_shard
+from snapgen_pl.data.tar_samples import Packed, read_packed
 from snapgen_pl.data.tar_shards import identity, list_shards
 from tests.shards import encoded, packed, sample, write_shards
 
@@ -31,7 +31,7 @@ def good(key: str) -> list[tuple[str | tarfile.TarInfo, bytes]]:
 
 def read(shard: Path, caption_key: str | None = None) -> tuple[list[str], list[Fault]]:
     """The keys of whole samples, and the faults."""
-    found = list(read_shard(str(shard), caption_key))
+    found = list(read_packed(str(shard), caption_key))
     return [item.key for item in found if isinstance(item, Packed)], [i for i in found if isinstance(i, Fault)]
 
 
@@ -44,7 +44,7 @@ def test_samples_are_those_that_webdataset_reads(tmp_path: Path) -> None:
         (item["__key__"], next(item[name] for name in ("png", "jpg", "webp") if name in item), item["txt"].decode())
         for item in webdataset.WebDataset(str(shard), shardshuffle=False)
     ]
-    ours = [(item.key, item.image, item.caption) for item in read_shard(str(shard), None) if isinstance(item, Packed)]
+    ours = [(item.key, item.image, item.caption) for item in read_packed(str(shard), None) if isinstance(item, Packed)]
     assert ours == theirs
     assert len(ours) == 4
 
@@ -53,7 +53,7 @@ def test_captions_may_be_entries_of_json(tmp_path: Path) -> None:
     shard = packed(
         tmp_path / "a.tar", [("a.png", IMAGE), ("a.txt", b"not this"), ("a.json", b'{"text": "a  \\u00e9"}')]
     )
-    (item,) = read_shard(str(shard), "text")
+    (item,) = read_packed(str(shard), "text")
     assert isinstance(item, Packed)
     assert item.caption == "a é"
 
@@ -66,14 +66,14 @@ def test_samples_that_are_not_wanted_are_passed_over(
         tmp_path_factory.mktemp("a") / "a.tar",
         [*good("a"), ("b.png", IMAGE), *good("c"), ("../d.png", IMAGE), *good("a"), *good("e")],
     )
-    everything = list(read_shard(str(shard), None))
+    everything = list(read_packed(str(shard), None))
     assert [isinstance(item, Fault) for item in everything] == [False, True, False, True, True, False]
     expected = [item for number, item in enumerate(everything) if number in wanted]
-    assert list(read_shard(str(shard), None, wanted)) == expected
+    assert list(read_packed(str(shard), None, wanted)) == expected
 
 
 def test_a_shard_that_is_gone_is_a_fault_whatever_is_wanted_of_it(tmp_path: Path) -> None:
-    (fault,) = read_shard(str(tmp_path / "a.tar"), None, range(3, 9))
+    (fault,) = read_packed(str(tmp_path / "a.tar"), None, range(3, 9))
     assert isinstance(fault, Fault)
 
 

@@ -335,17 +335,6 @@ def test_another_stream_is_not_resumed(shards: tuple[str, ...]) -> None:
         loader(shards, 2, 0, 2).load_state_dict({**state, "position": 3})
 
 
-def test_a_state_of_an_older_release_is_resumed(shards: tuple[str, ...]) -> None:
-    interrupted = loader(shards)
-    before = some(interrupted, 5)
-    state = interrupted.state_dict()
-    for later in ("assembly", "came", "waiting"):
-        del state[later]  # type: ignore[misc]
-    resumed = loader(shards)
-    resumed.load_state_dict(state)
-    assert same([*before, *some(resumed, 4)], some(loader(shards), 9))
-
-
 def test_a_state_survives_a_checkpoint_of_plain_values(shards: tuple[str, ...], tmp_path: Path) -> None:
     saved = loader(shards)
     some(saved, 3)

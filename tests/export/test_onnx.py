@@ -17,7 +17,7 @@ from snapgen_pl.conditioning.condition import Texts
 from snapgen_pl.conditioning.joined_texts import JoinedTexts
 from snapgen_pl.conditioning.t5_text import T5Text
 from snapgen_pl.data.requests import Request
-from snapgen_pl.drawing import drawing_module
+from snapgen_pl.drawing import built_module
 from snapgen_pl.export.example import example_of
 from snapgen_pl.export.folder import open_exported
 from snapgen_pl.export.graphs import DecoderGraph, Graph, _context_graph, _text_graph
@@ -184,7 +184,7 @@ def test_rows_are_run_one_by_one_and_shapes_are_checked(written: OnnxRecord) -> 
 
 
 def test_a_module_of_classes_is_built_of_programs_alone(exported_classes: Exported) -> None:
-    module = drawing_module(open_exported(str(exported_classes.folder), "onnx").config)
+    module = built_module(open_exported(str(exported_classes.folder), "onnx").config)
     assert isinstance(module.conditioner, ProgramLabels)
     assert module.conditioner.null_label == 3
     assert not list(module.parameters())
@@ -192,9 +192,7 @@ def test_a_module_of_classes_is_built_of_programs_alone(exported_classes: Export
 
 def test_a_module_of_texts_draws_through_programs_what_it_drew(exported_texts: Exported) -> None:
     source = open_run(str(exported_texts.run))
-    own, programs = (
-        drawing_module(each.config) for each in (source, open_exported(str(exported_texts.folder), "onnx"))
-    )
+    own, programs = (built_module(each.config) for each in (source, open_exported(str(exported_texts.folder), "onnx")))
     own.ready(source.folder, (), ())
     source.load(own)
     assert isinstance(programs.conditioner, ProgramTexts)

@@ -18,7 +18,7 @@ from snapgen_pl.autoencoders.with_decoder import WithDecoder
 from snapgen_pl.config_files import load_config
 from snapgen_pl.data.requests import Request
 from snapgen_pl.digest import tensors_digest
-from snapgen_pl.drawing import drawing_module
+from snapgen_pl.drawing import built_module
 from snapgen_pl.images import to_uint8
 from snapgen_pl.models.decoder import Decoder, Stage
 from snapgen_pl.png import read_picture
@@ -56,7 +56,7 @@ def test_generate_decodes_as_by_hand(exported_classes: Exported, decoder_run: Pa
     run = exported_classes.run
     assert main(["generate", "--run", str(run), "--out", str(tmp_path), "--decoder", str(decoder_run), *WORDS]) == 0
     source = open_run(str(run))
-    module = drawing_module(source.config)
+    module = built_module(source.config)
     module.ready(run, (), ())
     source.load(module)
     raws: list[Tensor] = []
@@ -103,7 +103,7 @@ def test_latents_stay_the_autoencoders_and_records_name_the_decoder(
 
     config = load_config(exported_classes.run / "config.yaml")
     config["model"]["init_args"]["autoencoder"] = decoded_by(decoder_run)
-    module = drawing_module(config)
+    module = built_module(config)
     module.ready(exported_classes.run, (), ())
     assert module.decoder() == autoencoder.decoding()
 

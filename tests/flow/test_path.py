@@ -4,13 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from snapgen_pl.flow.path import (
-    data_from_velocity,
-    noise_from_velocity,
-    path_deviation,
-    sample_path,
-    velocity_from_residual,
-)
+from snapgen_pl.flow.path import data_from_velocity, path_deviation, sample_path, velocity_from_residual
 
 times = st.lists(st.floats(0, 1), min_size=1, max_size=4)
 
@@ -21,20 +15,10 @@ def latents(batch: int, count: int, seed: int) -> Tensor:
 
 
 @given(times, st.integers(0, 2**32))
-def test_the_velocity_leads_back_to_both_ends_of_the_path(t: list[float], seed: int) -> None:
+def test_the_velocity_leads_back_to_the_data(t: list[float], seed: int) -> None:
     data, noise = latents(len(t), 2, seed)
     x, velocity, t_B = sample_path(data, noise, torch.tensor(t, dtype=torch.float64))
     torch.testing.assert_close(data_from_velocity(x, velocity, t_B), data)
-    torch.testing.assert_close(noise_from_velocity(x, velocity, t_B), noise)
-
-
-@given(times, st.integers(0, 2**32))
-def test_the_ends_of_any_predicted_line_give_that_line_back(t: list[float], seed: int) -> None:
-    x, velocity = latents(len(t), 2, seed)
-    t_B = torch.tensor(t, dtype=torch.float64)
-    again = sample_path(data_from_velocity(x, velocity, t_B), noise_from_velocity(x, velocity, t_B), t_B)
-    torch.testing.assert_close(again.x_BCHW, x)
-    torch.testing.assert_close(again.velocity_BCHW, velocity)
 
 
 def test_time_zero_is_data_time_one_is_noise_and_the_velocity_is_the_derivative_between() -> None:

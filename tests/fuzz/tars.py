@@ -8,7 +8,7 @@ from PIL import Image
 
 from snapgen_pl.data.faults import Fault
 from snapgen_pl.data.image_tars import TarSet, index_tars, list_members
-from snapgen_pl.data.tar_samples import read_shard
+from snapgen_pl.data.tar_samples import read_packed
 from snapgen_pl.data.unpacker import Unpacker
 from tests.fuzz.target import Target, answer
 
@@ -42,7 +42,7 @@ def read_samples(folder: Path) -> None:
     """Nothing is refused here, but faults are told; at least one thing is."""
     for key in (None, "text"):
         try:
-            found = list(read_shard(str(folder / TAR), key))
+            found = list(read_packed(str(folder / TAR), key))
         except ValueError as error:
             raise AssertionError from error
         assert found

@@ -1,4 +1,4 @@
-"""Random weights of LPIPS under the names and in the shapes of torchvision's and lpips's files."""
+"""Random trunks of LPIPS under the names and in the shapes of torchvision's files."""
 
 import math
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from snapgen_pl.metrics.lpips_weights import Backbone, LPIPSFiles
+from snapgen_pl.metrics.lpips_weights import Backbone
 
 # (place in torchvision's features, in, out, kernel)
 CONVOLUTIONS: dict[Backbone, list[tuple[int, int, int, int]]] = {
@@ -27,7 +27,6 @@ CONVOLUTIONS: dict[Backbone, list[tuple[int, int, int, int]]] = {
         (28, 512, 512, 3),
     ],
 }
-WIDTHS: dict[Backbone, list[int]] = {"alex": [64, 192, 384, 256, 256], "vgg": [64, 128, 256, 512, 512]}
 
 
 def random_trunk(backbone: Backbone) -> dict[str, Tensor]:
@@ -41,18 +40,8 @@ def random_trunk(backbone: Backbone) -> dict[str, Tensor]:
     return tensors
 
 
-def random_heads(backbone: Backbone) -> dict[str, Tensor]:
-    """One weight a channel, none negative."""
-    generator = torch.Generator().manual_seed(1)
-    return {
-        f"lin{head}.model.1.weight": torch.rand(1, width, 1, 1, generator=generator)
-        for head, width in enumerate(WIDTHS[backbone])
-    }
-
-
-def random_files(folder: Path, backbone: Backbone) -> LPIPSFiles:
-    """Writes both, as ``torch.save`` does."""
-    files = LPIPSFiles(folder / f"{backbone}-trunk.pth", folder / f"{backbone}-heads.pth")
-    torch.save(random_trunk(backbone), files.trunk)
-    torch.save(random_heads(backbone), files.heads)
-    return files
+def random_trunk_file(folder: Path, backbone: Backbone) -> Path:
+    """Writes one, as ``torch.save`` does."""
+    file = folder / f"{backbone}-trunk.pth"
+    torch.save(random_trunk(backbone), file)
+    return file

@@ -7,12 +7,12 @@ from torch import Tensor
 from snapgen_pl.images import from_uint8
 from snapgen_pl.metrics.diversity import diversity, mean_pairwise_lpips
 from snapgen_pl.metrics.lpips import LPIPS
-from tests.metrics.lpips_files import random_files
+from tests.metrics.lpips_files import random_trunk_file
 
 
 @pytest.fixture(scope="module")
 def lpips(tmp_path_factory: pytest.TempPathFactory) -> LPIPS:
-    return LPIPS("alex", random_files(tmp_path_factory.mktemp("lpips"), "alex"))
+    return LPIPS("alex", random_trunk_file(tmp_path_factory.mktemp("lpips"), "alex"))
 
 
 @pytest.fixture(scope="module")
@@ -58,5 +58,5 @@ def test_too_few_images_and_other_shapes_are_refused(lpips: LPIPS, images: Tenso
         diversity(lpips, images[:0])
     with pytest.raises(ValueError, match=r"expected uint8 images"):
         diversity(lpips, images.float())
-    with pytest.raises(ValueError, match=r"batch_size is 0"):
+    with pytest.raises(ValueError, match=r"batch_size must be at least 1, got 0"):
         diversity(lpips, images, 0)

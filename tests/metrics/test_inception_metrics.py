@@ -10,13 +10,13 @@ from torch import Tensor
 
 from snapgen_pl.data.emoji.vendored import Style, Vendored
 from snapgen_pl.metrics.feature_store import MemoryFeatures
-from snapgen_pl.metrics.fid_report import read_report
 from snapgen_pl.metrics.frechet import moments_of
 from snapgen_pl.metrics.image_sets import write_npz, write_pictures
 from snapgen_pl.metrics.inception_metrics import InceptionMetrics
 from snapgen_pl.metrics.inception_reference import InceptionReference
 from snapgen_pl.metrics.inception_score import inception_score
 from snapgen_pl.metrics.precision_recall import precision_recall
+from snapgen_pl.metrics.sample_report import read_report
 from snapgen_pl.metrics.stored_images import reference, report
 from tests.metrics.fidelity import random_weights
 from tests.metrics.test_against_torch_fidelity import by_features

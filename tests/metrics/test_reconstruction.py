@@ -10,7 +10,7 @@ from snapgen_pl import rng
 from snapgen_pl.images import from_uint8
 from snapgen_pl.metrics.lpips import LPIPS
 from snapgen_pl.metrics.reconstruction import reconstruction
-from tests.metrics.lpips_files import random_files
+from tests.metrics.lpips_files import random_trunk_file
 
 
 def pictures() -> tuple[Tensor, Tensor]:
@@ -38,7 +38,7 @@ def ssim_by_filters(x_HW: np.ndarray, y_HW: np.ndarray) -> float:
 
 def test_values_agree_with_independent_formulations(tmp_path: Path) -> None:
     image, target = pictures()
-    lpips = LPIPS("alex", random_files(tmp_path, "alex"))
+    lpips = LPIPS("alex", random_trunk_file(tmp_path, "alex"))
     found = reconstruction(image, target, lpips)
     x, y = image.numpy().astype(np.float64), target.numpy().astype(np.float64)
     psnr = 10 * np.log10(255**2 / ((x - y) ** 2).mean((1, 2, 3)))

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.networks import thin_sdxl
+from snapgen_pl.experiments import experiments_dir
 from snapgen_pl.models.count import Cost, count, count_module
 from snapgen_pl.models.peers.dit import DiT
 from snapgen_pl.models.unet import UNet
+from snapgen_pl.tables.declared import declared_denoiser
 
 TOKENS = 77
 
@@ -117,7 +118,8 @@ def test_the_thin_sdxl_baseline_equals_diffusers_unet_exactly() -> None:
             addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=2816,
         )
-        ours = thin_sdxl(context_dim=2048, pooled_dim=2816)
+    file = experiments_dir() / "imagenet256" / "ablation" / "1_sdxl_thin.yaml"
+    ours = declared_denoiser(file, context_dim=2048, pooled_dim=2816)
     cost = count(ours, size=32, tokens=TOKENS)
     assert cost.params == sum(parameter.numel() for parameter in theirs.parameters())
     assert cost.macs == _macs_of_diffusers(theirs)

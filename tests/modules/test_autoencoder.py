@@ -14,7 +14,7 @@ from snapgen_pl.images import from_uint8, to_uint8
 from snapgen_pl.metrics.lpips import LPIPS
 from snapgen_pl.modules.autoencoder import TrainAutoencoder
 from tests import decoder_run, distilled_run, tiny_run
-from tests.decoder_run import CONFIG, lpips_files, photo_data, train_autoencoder
+from tests.decoder_run import CONFIG, lpips_trunk, photo_data, train_autoencoder
 from tests.golden_values import StepLosses
 
 
@@ -47,7 +47,7 @@ def test_the_terms_are_those_of_the_method(photos: Path, parts: Path, tmp_path: 
         mean, log_variance = module.network.encode(image).latent_dist.parameters.chunk(2, dim=1)
         noise = rng.normal(0, rng.Stream.POSTERIOR, batch.position_B, tuple(mean.shape[1:]))
         decoded = module.network.decode(mean + (log_variance / 2).exp() * noise).sample
-        lpips = LPIPS("alex", lpips_files(parts))(decoded, image)
+        lpips = LPIPS("alex", lpips_trunk(parts))(decoded, image)
     # KL(N(m, s^2) || N(0, 1)), summed over the latent, over the number of values of the image.
     divergence = (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1).sum(1) / 2
     expected = {

@@ -19,12 +19,11 @@ from snapgen_pl.images import from_uint8, to_uint8
 from snapgen_pl.metrics.frechet import frechet_distance, moments_of
 from snapgen_pl.metrics.inception import Inception
 from snapgen_pl.metrics.lpips import LPIPS
-from snapgen_pl.metrics.lpips_weights import LPIPSFiles
 from snapgen_pl.models.decoder import Decoder, Stage
 from snapgen_pl.models.patch_discriminator import PatchDiscriminator
 from snapgen_pl.modules.decoder import TrainDecoder
 from tests import distilled_run, tiny_run
-from tests.decoder_run import ALONE, BATCH, SIDE, lpips_files, photo_data, train, train_decoder
+from tests.decoder_run import ALONE, BATCH, SIDE, lpips_trunk, photo_data, train, train_decoder
 from tests.golden_values import StepLosses
 from tests.metrics.fidelity import random_weights
 
@@ -105,7 +104,7 @@ def test_the_terms_are_those_of_the_method(photos: Path, parts: Path, tmp_path: 
     with torch.no_grad():
         decoded, full = module.decoder(raw), module.autoencoder.decode(raw)
         logits = module.discriminator(decoded), module.discriminator(image)
-        lpips = LPIPS("alex", lpips_files(parts))(decoded, image)
+        lpips = LPIPS("alex", lpips_trunk(parts))(decoded, image)
     expected = {
         "l1": (decoded - image).abs().flatten(1).mean(1),
         "mse": (decoded - image).square().flatten(1).mean(1),
@@ -201,7 +200,7 @@ def test_whole_held_out_photographs_are_measured_also_as_the_autoencoder_decodes
 
     data = photo_data(photos)
     data.setup("fit")
-    lpips = LPIPS("alex", lpips_files(parts))
+    lpips = LPIPS("alex", lpips_trunk(parts))
     psnr, distance = [], []
     for batch in data.val_dataloader():
         assert isinstance(batch, ImageBatch)
@@ -246,10 +245,10 @@ def test_a_single_photograph_has_no_frechet_distance(photos: Path, parts: Path, 
 
 
 def test_without_lpips_no_weights_are_needed(photos: Path, parts: Path, tmp_path: Path) -> None:
-    missing = LPIPSFiles(Path("nowhere"), Path("nowhere"))
+    missing = Path("nowhere")
     with pytest.raises(ValueError, match="nowhere"):
-        train(train_decoder(parts, reconstruction=ReconstructionLoss(files=missing)), photos, tmp_path, 1)
-    module = train_decoder(parts, reconstruction=ReconstructionLoss(lpips_weight=0.0, files=missing))
+        train(train_decoder(parts, reconstruction=ReconstructionLoss(trunk=missing)), photos, tmp_path, 1)
+    module = train_decoder(parts, reconstruction=ReconstructionLoss(lpips_weight=0.0, trunk=missing))
     train(module, photos, tmp_path, 1, val_check_interval=1)
     assert (module.reconstruction.lpips, "lpips" in module.loss_roles) == (None, False)
 

@@ -17,8 +17,8 @@ from snapgen_pl.data.requests import Request
 from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.flow.samplers import Euler
 from snapgen_pl.metrics.draws import uniform
-from snapgen_pl.metrics.fid_report import check_comparable, read_report
 from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, SampleMetric, Score
+from snapgen_pl.metrics.sample_report import check_comparable, read_report
 from snapgen_pl.models.peers.dit import DiT, position_table
 from snapgen_pl.modules.released import Released
 from snapgen_pl.released.sit import ReleasedSiT, sit_names

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from snapgen_pl.__main__ import main
 from snapgen_pl.autoencoders.patch_pca import FILE, PatchPCA
 from snapgen_pl.conditioning.class_tokens import ClassTokens
-from snapgen_pl.drawing import drawing_module
+from snapgen_pl.drawing import built_module
 from snapgen_pl.pipeline.folder import open_trained
 from snapgen_pl.starting_weights import begin
 from snapgen_pl.trained_run import open_run
@@ -74,7 +74,7 @@ def test_training_begins_with_either_bit_for_bit_and_in_the_same_latents(
 
 
 def test_they_are_the_runs_averaged_weights(class_run: Path, class_pipeline: Path) -> None:
-    module = drawing_module(open_run(str(class_run)).config)
+    module = built_module(open_run(str(class_run)).config)
     parts = {"denoiser": module.denoiser, "conditioner": module.conditioner}
     assert "averaged ones of the pipeline" in begin(open_trained(str(class_pipeline)), parts, "all")
     averaged = torch.load(class_run / "last.ckpt", weights_only=True)["ema"]["weights"]
@@ -85,7 +85,7 @@ def test_they_are_the_runs_averaged_weights(class_run: Path, class_pipeline: Pat
 def test_a_table_of_states_is_nothing_to_begin_with(class_run: Path, class_pipeline: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(class_pipeline, tmp_path / "copy"))
     save_file({"conditioner.states_NSD": torch.zeros(3, 2, 4)}, copy / "conditioner" / WEIGHTS)
-    parts = {"denoiser": drawing_module(open_run(str(class_run)).config).denoiser, "conditioner": torch.nn.Identity()}
+    parts = {"denoiser": built_module(open_run(str(class_run)).config).denoiser, "conditioner": torch.nn.Identity()}
     assert "averaged ones of the pipeline" in begin(open_trained(str(copy)), parts, "all")
 
 

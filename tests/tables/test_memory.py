@@ -1,6 +1,7 @@
 """Memory by parts, held against hand counts, against torch, and against what a GPU was measured to hold."""
 
 import copy
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ import yaml
 
 from benchmarks.networks import SUBJECTS
 from snapgen_pl.__main__ import main
+from snapgen_pl.conditioning.sd3_texts import SD3Texts
+from snapgen_pl.conditioning.t5_text import T5Text
 from snapgen_pl.experiments import experiments_dir
 from snapgen_pl.models.activations import saved
 from snapgen_pl.models.denoiser import Conditioning
 from snapgen_pl.models.discriminator import Discriminator, HeadInput
 from snapgen_pl.models.unet import Block, Stage, UNet
 from snapgen_pl.tables.memory import GIB, Part, memory, memory_rows, merged, parts, recipe
+from snapgen_pl.tables.parts import conditioner, text_encoder
 from tests.teachers import tiny
 
 STAGE = {"channels": 32, "down": [{"layers": 1}], "up": [{"layers": 0}, {"layers": 1}]}
@@ -127,8 +131,8 @@ def test_the_largest_micro_batch_fits_and_no_larger_one() -> None:
 def test_step_distillation_has_a_discriminator_and_a_teacher_that_is_looked_through(tmp_path: Path) -> None:
     pipeline = tiny.pipeline(tmp_path)
     heads = {"inputs": [{"feature": "block.2", "channels": 16}], "summary_dim": 12, "width": 8}
-    conditioner = declared("conditioning.class_tokens.ClassTokens", num_classes=2, tokens=5, context_dim=12)
-    teacher = declared("teachers.sd3.SD3Teacher", path=str(pipeline), conditioner=conditioner, dtype="float32")
+    asked = declared("conditioning.class_tokens.ClassTokens", num_classes=2, tokens=5, context_dim=12)
+    teacher = declared("teachers.sd3.SD3Teacher", path=str(pipeline), conditioner=asked, dtype="float32")
     distill = merged(PRETRAIN, {"model": {"init_args": {"teacher": teacher}}})
     distill["model"]["class_path"] = "snapgen_pl.modules.distill.Distill"
     step = merged(
@@ -160,6 +164,15 @@ def test_encoders_are_held_where_their_states_are_not_stored() -> None:
     assert [name for name in names if name.startswith("text encoder")] == ["text encoder clip_g (published size)"]
     assert stored.asked.tokens == 1 + 77 + 128
     assert stored.stored == ["clip_l", "clip_g", "gemma"]
+
+
+def test_what_a_configuration_leaves_out_is_as_the_class_has_it() -> None:
+    own = inspect.signature(T5Text).parameters
+    encoder = text_encoder(declared("conditioning.t5_text.T5Text"))
+    assert (encoder.tokens, encoder.published) == (own["tokens"].default, True)
+    both = conditioner(declared("conditioning.sd3_texts.SD3Texts"), context_dim=4096)
+    assert both.tokens == 77 + inspect.signature(SD3Texts).parameters["t5_tokens"].default
+    assert {each.bytes_each for each in both.encoders.values()} == {2}
 
 
 def test_it_says_what_a_gpu_was_measured_to_hold(tmp_path: Path) -> None:

@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 
 from benchmarks.emoji_distillation import plot
-from snapgen_pl.metrics.fid_report import FIDReport
 from snapgen_pl.metrics.sample_metric import Score
+from snapgen_pl.metrics.sample_report import SampleReport
 from snapgen_pl.tables import distillation, emoji, steps
 from snapgen_pl.tables.decoder_records import FULL, DecoderRecord
 from snapgen_pl.tables.published import DECODERS
 from snapgen_pl.tables.records import RowRecord, read_records, recipe
 from snapgen_pl.tables.t2i import read_speed
 from snapgen_pl.tables.table import table
-from tests.metrics.test_fid_report import REPORT
+from tests.metrics.test_sample_report import REPORT
 
 Row = dict[str, Any]
 
@@ -353,7 +353,7 @@ def test_a_recipe_is_what_trains_and_not_what_looks(tmp_path: Path) -> None:
     assert len({of(), of(max_steps=6), of(callbacks=[scaling]), of(callbacks=[grid, scaling])}) == 3
 
 
-def t2i_report(**values: float) -> FIDReport:
+def t2i_report(**values: float) -> SampleReport:
     return replace(REPORT, values={name: Score(value) for name, value in values.items()})
 
 

@@ -49,10 +49,6 @@ class EmojiSet:
         """A sentence for the image, such as "a grinning face, noto style"."""
         return f"a {self.concepts[index].label}, {self.styles[index]} style"
 
-    def tags(self, index: int) -> tuple[str, ...]:
-        """Further words for what the image shows."""
-        return self.concepts[index].tags
-
 
 class Emoji(ImageSource):
     """1,570 emoji in up to four styles, 64 x 64 pixels on white, vendored with this package.

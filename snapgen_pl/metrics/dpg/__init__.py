@@ -10,7 +10,7 @@ from snapgen_pl.digest import values_digest
 from snapgen_pl.metrics.dpg.answers import Answers
 from snapgen_pl.metrics.dpg.questions import Question, read_questions, score, unspaced
 from snapgen_pl.metrics.judge_network import require_file
-from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, RequestMetric, Score, numbered
+from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, RequestMetric, Score, all_numbered, prepared
 
 IMAGES_A_PROMPT = 4
 
@@ -47,7 +47,7 @@ class DPGBench(RequestMetric):
             "questions": values_digest({"questions": self._of_prompt}),
             "prompt_count": len(self._of_prompt),
             "judge": "BLIP; the published one is mPLUG-large",
-            "judge_weights": self._ready().digest,
+            "judge_weights": prepared(self._answers, self.network).digest,
         }
 
     def prepare(self, device: torch.device) -> None:
@@ -74,7 +74,7 @@ class DPGBench(RequestMetric):
 
     def features(self, image_BCHW: Tensor, asked: Sequence[str] = ()) -> dict[str, Tensor]:
         """Each image's share of questions that hold, then of each category its answers by yes, and all, (B, 1 + 2K)."""
-        answers = self._ready()
+        answers = prepared(self._answers, self.network)
         rows = []
         for image_CHW, prompt in zip(image_BCHW, asked, strict=True):
             questions = self._of_prompt[unspaced(prompt)]
@@ -97,9 +97,4 @@ class DPGBench(RequestMetric):
                 scores[f"{self.network}_{category}"] = Score(100 * yes / count)
         if features.count == IMAGES_A_PROMPT * len(self._of_prompt):
             return scores
-        return {numbered(name, features.count): score for name, score in scores.items()}
-
-    def _ready(self) -> Answers:
-        if self._answers is None:
-            raise ValueError("dpg_blip is not prepared; call prepare(device) first")
-        return self._answers
+        return all_numbered(scores, features.count)

@@ -10,7 +10,7 @@ from snapgen_pl.data.emoji import Emoji, EmojiSet
 from snapgen_pl.metrics.efficientnet import EfficientNetLite0
 from snapgen_pl.metrics.emoji_judge.captions import AMONG, Captions
 from snapgen_pl.metrics.emoji_judge.maps import JudgeMaps, means
-from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, RequestMetric, Score
+from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, RequestMetric, Score, prepared
 
 
 class EmojiJudge(RequestMetric):
@@ -67,21 +67,17 @@ class EmojiJudge(RequestMetric):
 
     def check_requests(self, asked: Sequence[str]) -> None:
         """Raises ValueError, naming a caption that is not of a held-out emoji."""
-        self._ready()[1].find(asked)
+        _, captions = prepared(self._loaded, self.network)
+        captions.find(asked)
 
     def features(self, image_BCHW: Tensor, asked: Sequence[str] = ()) -> dict[str, Tensor]:
         """Each value of each image, (B, 2)."""
-        network, captions = self._ready()
+        network, captions = prepared(self._loaded, self.network)
         return {self.network: self._maps.judge(network(image_BCHW).cpu(), captions, captions.find(asked))}
 
     def measure(self, features: FeatureSet) -> dict[str, Score]:
         """The mean of each value."""
         return _scores(means(torch.cat(list(features.read(self.network)))))
-
-    def _ready(self) -> tuple[EfficientNetLite0, Captions]:
-        if self._loaded is None:
-            raise ValueError("emoji_judge is not prepared; call prepare(device) first")
-        return self._loaded
 
 
 def _scores(values: Mapping[str, float]) -> dict[str, Score]:

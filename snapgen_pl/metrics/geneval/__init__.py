@@ -14,7 +14,7 @@ from snapgen_pl.metrics.geneval.colours import Colours
 from snapgen_pl.metrics.geneval.detector import SIDE, Detector
 from snapgen_pl.metrics.geneval.rules import RULES, TASKS, Spec, kept, read_specs, shows
 from snapgen_pl.metrics.judge_network import require_file
-from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, RequestMetric, Score, numbered
+from snapgen_pl.metrics.sample_metric import Facts, FeatureSet, RequestMetric, Score, all_numbered, prepared
 
 FULL_PROMPTS, IMAGES_A_PROMPT = 553, 4
 
@@ -51,7 +51,7 @@ class GenEval(RequestMetric):
 
     def protocol(self) -> Facts:
         """Prompts, rules and both judges."""
-        detector, colours = self._ready()
+        detector, colours = prepared(self._judges, self.network)
         return {
             "prompts": values_digest({"specs": [asdict(spec) for spec in self._specs.values()]}),
             "prompt_count": len(self._specs),
@@ -92,7 +92,7 @@ class GenEval(RequestMetric):
 
     def features(self, image_BCHW: Tensor, asked: Sequence[str] = ()) -> dict[str, Tensor]:
         """Each image's task, by its place among them, and whether it is right, (B, 2)."""
-        detector, colours = self._ready()
+        detector, colours = prepared(self._judges, self.network)
         rows = []
         for image_CHW, prompt, found in zip(image_BCHW, asked, detector(image_BCHW), strict=True):
             spec = self._specs[prompt]
@@ -114,12 +114,7 @@ class GenEval(RequestMetric):
         scores |= {f"geneval_{task}": Score(share) for task, share in shares.items()}
         if len(self._specs) == FULL_PROMPTS and features.count == FULL_PROMPTS * IMAGES_A_PROMPT:
             return scores
-        return {numbered(name, features.count): score for name, score in scores.items()}
-
-    def _ready(self) -> _Judges:
-        if self._judges is None:
-            raise ValueError("geneval is not prepared; call prepare(device) first")
-        return self._judges
+        return all_numbered(scores, features.count)
 
 
 def _by_prompt(specs: Sequence[Spec]) -> dict[str, Spec]:

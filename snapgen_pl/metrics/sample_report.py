@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from snapgen_pl.config_files import as_value, differences
 from snapgen_pl.metrics.sample_metric import Facts, Score
 from snapgen_pl.provenance import describe_code, describe_machine
 from snapgen_pl.whole_files import write_json
@@ -18,7 +19,7 @@ PIXELS = "uint8, clamp(127.5 x + 128, 0, 255) truncated"
 
 
 @dataclass(frozen=True)
-class FIDReport:
+class SampleReport:
     """One set of images, measured.
 
     Attributes:
@@ -68,7 +69,7 @@ def made(processes: int = 1) -> Facts:
     }
 
 
-def read_report(path: Path) -> FIDReport:
+def read_report(path: Path) -> SampleReport:
     """A report as written.
 
     Raises:
@@ -80,7 +81,7 @@ def read_report(path: Path) -> FIDReport:
         raise ValueError(f"{path} is no report of `test` or `report`: {error}") from error
 
 
-def parse_report(content: object) -> FIDReport:
+def parse_report(content: object) -> SampleReport:
     """A report of its JSON.
 
     Raises:
@@ -93,12 +94,12 @@ def parse_report(content: object) -> FIDReport:
             control: {name: Score(**score) for name, score in scores.items()}
             for control, scores in fields.pop("controls").items()
         }
-        return FIDReport(values=values, controls=controls, **fields)
+        return SampleReport(values=values, controls=controls, **fields)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"a report's keys are missing or foreign: {error!r}") from error
 
 
-def check_comparable(reports: Mapping[str, FIDReport], also: Sequence[str] = ()) -> None:
+def check_comparable(reports: Mapping[str, SampleReport], also: Sequence[str] = ()) -> None:
     """Holds what may stand in one column.
 
     Args:
@@ -111,21 +112,11 @@ def check_comparable(reports: Mapping[str, FIDReport], also: Sequence[str] = ())
     names = list(reports)
     for name in names[1:]:
         first, other = reports[names[0]], reports[name]
-        wrong = _differing(first.measurement, other.measurement)
+        changes = differences(as_value(first.measurement), as_value(other.measurement))
+        wrong = [f"{each.key} ({each.old} / {each.new})" for each in changes]
         wrong += [key for key in also if first.drawing.get(key) != other.drawing.get(key)]
         if wrong:
             raise ValueError(
                 f"{names[0]} and {name} were measured differently and do not stand in one column: they differ in "
                 f"{', '.join(wrong)}. Measure both alike"
             )
-
-
-def _differing(a: Facts, b: Facts, prefix: str = "") -> list[str]:
-    differing: list[str] = []
-    for key in dict.fromkeys([*a, *b]):
-        left, right = a.get(key), b.get(key)
-        if isinstance(left, Mapping) and isinstance(right, Mapping):
-            differing += _differing(left, right, f"{prefix}{key}.")
-        elif left != right:
-            differing.append(f"{prefix}{key} ({left} / {right})")
-    return differing

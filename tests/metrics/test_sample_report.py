@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from snapgen_pl.metrics.fid_report import FIDReport, check_comparable, read_report
 from snapgen_pl.metrics.sample_metric import Score
+from snapgen_pl.metrics.sample_report import SampleReport, check_comparable, read_report
 
-REPORT = FIDReport(
+REPORT = SampleReport(
     model="small",
     values={"fid@20": Score(3.5), "is@20": Score(7.0, 0.5)},
     controls={"real": {"fid@20": Score(1.0)}},
