@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from snapgen_pl.asked_size import check_size_by_files
 from snapgen_pl.weights_index import indexed_files
 
 _WHOLE, _INDEX = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"
@@ -32,6 +34,20 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} is damaged ({error}); download it again") from error
     return tensors
+
+
+def check_diffusers_size(kind: Any, folder: Path, pattern: str = "*.safetensors") -> None:
+    """Refuses a network of diffusers that is larger than the weights in its folder.
+
+    Args:
+        kind: its class.
+        folder: the network's.
+        pattern: of the names of files of weights.
+
+    Raises:
+        ValueError: where it is too large, naming config.json.
+    """
+    check_size_by_files(lambda: kind.from_config(kind.load_config(folder)), folder / "config.json", pattern)
 
 
 def _files(folder: Path) -> Sequence[Path]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from snapgen_pl.asked_size import check_size_by_files
 from snapgen_pl.terminal import errors_alone
 
 if TYPE_CHECKING:  # the import takes seconds
@@ -24,8 +25,9 @@ def read_network(
         settings: what its configuration is to say in place of what the file says.
 
     Raises:
-        ValueError: if the files are damaged.
+        ValueError: if the files are damaged, or the configuration asks for more than its weights fill.
     """
+    check_transformers_size(kind, folder, settings)
     try:
         # Weights that are missing are drawn first: the global generator is left alone. Those that are not needed,
         # as hundreds of a whole CLIP's, transformers would list.
@@ -42,6 +44,23 @@ def read_network(
         raise _damaged(folder, error) from error
     network, report = loaded
     return network.eval().requires_grad_(False), set(report["missing_keys"])
+
+
+def check_transformers_size(kind: Any, folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuses a network of transformers that is larger than the weights in its folder.
+
+    Args:
+        kind: its class.
+        folder: holds config.json and safetensors.
+        settings: as in :func:`read_network`.
+
+    Raises:
+        ValueError: where it is too large, naming config.json.
+    """
+    check_size_by_files(
+        lambda: kind(kind.config_class.from_pretrained(folder, local_files_only=True, **settings)),
+        folder / "config.json",
+    )
 
 
 def read_tokenizer(kind: "type[PreTrainedTokenizerBase]", folder: Path) -> "PreTrainedTokenizerBase":

@@ -11,9 +11,13 @@ from jsonargparse import Namespace
 from torch import Tensor, nn
 
 from snapgen_pl import checkpoints
+from snapgen_pl.asked_size import check_size
 from snapgen_pl.config_files import Value, load_config
 from snapgen_pl.errors import ShortErrors, UsageError
 from snapgen_pl.runs import Run, find_run
+
+# Parts of modules that are trained, and so in checkpoints.
+_TRAINED = ("denoiser", "conditioner", "decoder")
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,27 @@ class Trained(ABC):
         Raises:
             ValueError: where it does not say them.
         """
+
+    def build(self, purpose: str, **bases: type) -> Namespace:
+        """Builds parts of its module, without their weights.
+
+        Args:
+            purpose: what they are to be, in words.
+            bases: the class that each part is a subclass of, by its argument.
+
+        Returns:
+            The parts, by their arguments.
+
+        Raises:
+            ValueError: where a part is missing, or cannot be built.
+        """
+        try:
+            # Weights are drawn, and soon replaced: what is built beside them must not begin elsewhere for it.
+            with torch.random.fork_rng(devices=[]):
+                return built(self.model, **bases)
+        except (UsageError, ValueError) as error:
+            where = f"{error.key}: " if isinstance(error, UsageError) else ""
+            raise ValueError(f"{self.folder} cannot be built as {purpose}: {where}{error}") from error
 
     @property
     def decoder(self) -> "TrainedRun | None":
@@ -129,25 +154,11 @@ class TrainedRun(Trained):
         return {"checkpoint": str(self.checkpoint), "step": checkpoints.step_of(self.checkpoint), "weights": "EMA"}
 
     def build(self, purpose: str, **bases: type) -> Namespace:
-        """Builds parts of its module, without their weights.
-
-        Args:
-            purpose: what they are to be, in words.
-            bases: the class that each part is a subclass of, by its argument.
-
-        Returns:
-            The parts, by their arguments.
-
-        Raises:
-            ValueError: where a part is missing, or cannot be built.
-        """
-        try:
-            # Weights are drawn, and soon replaced: what is built beside them must not begin elsewhere for it.
-            with torch.random.fork_rng(devices=[]):
-                return built(self.model, **bases)
-        except (UsageError, ValueError) as error:
-            where = f"{error.key}: " if isinstance(error, UsageError) else ""
-            raise ValueError(f"{self.folder} cannot be built as {purpose}: {where}{error}") from error
+        """See Trained.build; parts that are trained may be no larger than the checkpoint."""
+        parts = {name: self.model[name] for name in bases if name in _TRAINED and name in self.model}
+        size = self.checkpoint.stat().st_size
+        check_size(lambda: built(parts, **dict.fromkeys(parts, nn.Module)), size, Run(self.folder).config)
+        return super().build(purpose, **bases)
 
     def classes(self) -> tuple[str, ...]:
         """As its manifest says."""

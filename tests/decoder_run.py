@@ -67,9 +67,9 @@ def train_decoder(parts: Path, **options: Any) -> TrainDecoder:
     L.seed_everything(0, verbose=False)
     return TrainDecoder(
         Decoder([Stage(32, 1)] * 3, in_channels=4),
-        KL(str(parts / "vae")),
-        PatchDiscriminator(32, layers=2),
+        discriminator=PatchDiscriminator(32, layers=2),
         **{
+            "autoencoder": KL(str(parts / "vae")),
             "reconstruction": reconstruction_loss(parts),
             "distill_weight": 0.25,
             "adversarial_from": ALONE,

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import get_args
@@ -12,9 +11,10 @@ import pytest
 
 from benchmarks.pages import PAGES, filled, pages
 from snapgen_pl.__main__ import FUNCTION_VERBS, TRAINER_VERBS, main
-from snapgen_pl.config_files import load_config
-from snapgen_pl.tables.memory import Strategy, memory, merged
+from snapgen_pl.merged_config import merged_config
+from snapgen_pl.tables.memory import Strategy, memory
 from snapgen_pl.tables.table import Name, table
+from snapgen_pl.trained_run import arguments
 
 ROOT = Path(__file__).parents[1]
 TEXT = "\n".join(pages().values())
@@ -54,7 +54,8 @@ def test_every_command_with_a_config_parses(
 def test_what_they_train_on_eight_gpus_fits_their_80_gib(words: list[str]) -> None:
     given = dict(pairwise(words))
     files = [str(ROOT / file) for flag, file in pairwise(words) if flag == "--config"]
-    images = reduce(merged, map(load_config, map(Path, files)), {})["data"]["init_args"]["batch_size"]
+    images = arguments(merged_config([Path(file) for file in files])["data"])["batch_size"]
+    assert isinstance(images, int)
     each, rest = divmod(images, 8 * int(given.get("--trainer.accumulate_grad_batches", 1)))
     strategy: Strategy = "ddp" if given["--trainer.strategy"] == "ddp" else "fsdp2"
     rows = json.loads(memory(files, gpus=8, strategy=strategy, batch=each, format="json"))

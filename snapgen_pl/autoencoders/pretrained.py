@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snapgen_pl.autoencoders.autoencoder import Autoencoder
+from snapgen_pl.diffusers_weights import check_diffusers_size
 from snapgen_pl.digest import tensors_digest
 from snapgen_pl.precision import DType
 from snapgen_pl.pretrained_folder import pretrained_folder
@@ -137,10 +138,12 @@ class Pretrained(Autoencoder):
         return config
 
     def _network(self) -> nn.Module:
+        folder, kind = self._folder(CONFIG, WEIGHTS), self.network_class()
+        check_diffusers_size(kind, folder)
         try:
             # diffusers' faster way of loading needs the package accelerate.
-            loaded: tuple[nn.Module, dict[str, list[str]]] = self.network_class().from_pretrained(
-                self._folder(CONFIG, WEIGHTS), use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+            loaded: tuple[nn.Module, dict[str, list[str]]] = kind.from_pretrained(
+                folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
             )
         except RuntimeError as error:
             raise ValueError(f"{WEIGHTS} in {self._place()} does not fit its {CONFIG}: {error}") from error

@@ -40,16 +40,29 @@ class WithDecoder(Redecoded):
         return self._run.origin
 
     def load_decoder(self) -> None:
-        """From the run, on whose latents it was trained; their shift, scale and whitening are no matter."""
-        trained_on: Autoencoder = self._run.build("a decoder", autoencoder=Autoencoder).autoencoder
-        trained_on.ready(self._run.folder, ())
-        if trained_on.weights_digest() != self.weights_digest():
-            raise ValueError(
-                f"the decoder of {self._run.folder} was trained on the latents of other weights "
-                f"({trained_on.weights_digest()[:12]}) than the autoencoder's ({self.weights_digest()[:12]}); give one "
-                "that was trained on these"
-            )
+        """From the run, on whose latents it was trained."""
+        check_raw_latents(self._run, self)
         self._run.load(nn.ModuleDict({"decoder": self.decoder}))
+
+
+def check_raw_latents(decoder: Trained, autoencoder: Autoencoder) -> None:
+    """Refuses a decoder that was trained on other raw latents; their shift, scale and whitening are no matter.
+
+    Args:
+        decoder: what it was trained in, whose autoencoder is read for it.
+        autoencoder: whose latents it is to decode; ready.
+
+    Raises:
+        ValueError: where the weights differ that the latents are of, or the other's cannot be read.
+    """
+    trained_on: Autoencoder = decoder.build("a decoder", autoencoder=Autoencoder).autoencoder
+    trained_on.ready(decoder.folder, ())
+    if trained_on.weights_digest() != autoencoder.weights_digest():
+        raise ValueError(
+            f"the decoder of {decoder.folder} was trained on the latents of other weights "
+            f"({trained_on.weights_digest()[:12]}) than the autoencoder's ({autoencoder.weights_digest()[:12]}); give "
+            "one that was trained on these"
+        )
 
 
 def with_decoder(source: T, decoder: str | None) -> T:

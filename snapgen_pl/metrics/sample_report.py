@@ -89,14 +89,23 @@ def parse_report(content: object) -> SampleReport:
     """
     try:
         fields = dict(content)  # type: ignore[call-overload]
-        values = {name: Score(**score) for name, score in fields.pop("values").items()}
-        controls = {
-            control: {name: Score(**score) for name, score in scores.items()}
-            for control, scores in fields.pop("controls").items()
-        }
-        return SampleReport(values=values, controls=controls, **fields)
+        values = _scores(fields.pop("values"))
+        controls = {control: _scores(scores) for control, scores in fields.pop("controls").items()}
+        report = SampleReport(values=values, controls=controls, **fields)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"a report's keys are missing or foreign: {error!r}") from error
+    for name in ("measurement", "drawing", "weights", "made"):
+        if not isinstance(facts := getattr(report, name), Mapping):
+            raise ValueError(f"a report's {name} is {facts!r}, which holds no facts")
+    return report
+
+
+def _scores(content: Mapping[str, Mapping[str, float | None]]) -> dict[str, Score]:
+    scores = {name: Score(**score) for name, score in content.items()}  # type: ignore[arg-type]  # checked below
+    for name, score in scores.items():
+        if not isinstance(score.value, int | float) or not isinstance(score.spread, int | float | None):
+            raise ValueError(f"{name} is {score}, which is no number")
+    return scores
 
 
 def check_comparable(reports: Mapping[str, SampleReport], also: Sequence[str] = ()) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from snapgen_pl.autoencoders.autoencoder import Autoencoder, Posterior
+from snapgen_pl.autoencoders.with_decoder import check_raw_latents
 from snapgen_pl.config_files import Value
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.photo_data import check_images
@@ -67,8 +68,8 @@ class TrainDecoder(Training):
         accumulate: batches a step.
         gradient_clip: each network's gradients are clipped to this norm; None leaves them.
         seed: seeds the draws from posteriors.
-        init_from: folder of a run, or of a pipeline, whose averaged weights the decoder begins with; a resumed run's
-            checkpoint takes their place.
+        init_from: folder of a run, or of a pipeline, whose averaged weights the decoder begins with, and whose latents
+            it decodes; a resumed run's checkpoint takes their place.
         inception: torch-fidelity's file of Inception weights, with which validation also tells ``rfid@N``.
 
     Raises:
@@ -145,18 +146,28 @@ class TrainDecoder(Training):
         """Checks the data against the model, and reads the weights of what is frozen.
 
         Raises:
-            ValueError: where they do not fit together, or weights are missing.
+            ValueError: where they do not fit together, down to a decoder to begin with that was trained on other
+                latents, or weights are missing.
         """
         data = self._data()
         images = (batch.image_BCHW for batch in data.training_images(256))
-        make_ready(self.trainer, lambda folder: [self.autoencoder.ready(folder, images)])
+        before = open_trained(self.init_from) if stage == "fit" and self.init_from is not None else None
+
+        def ready(folder: Path) -> list[str | None]:
+            if before is not None:
+                self.autoencoder.take_over(before.folder, folder)
+            line = self.autoencoder.ready(folder, images)
+            if before is not None:
+                check_raw_latents(before, self.autoencoder)
+            return [line]
+
+        make_ready(self.trainer, ready)
         self.autoencoder.to(self.device)
         self.reconstruction.ready(self.device)
         self._means.ready(self.device, len(data.source.validation))
-        if stage == "fit" and self.init_from is not None:  # a checkpoint, where there is one, comes after
-            weights = open_trained(self.init_from)
-            rank_zero_info(begin(weights, {"decoder": self.decoder}, "decoder"))
-            self.began_from = weights.weights_facts()
+        if before is not None:  # a checkpoint, where there is one, comes after
+            rank_zero_info(begin(before, {"decoder": self.decoder}, "decoder"))
+            self.began_from = before.weights_facts()
 
     def configure_optimizers(self) -> Any:
         """The decoder's and the discriminator's, with one schedule: by the images that the decoder has seen."""

@@ -7,7 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from torch import nn
+
+from snapgen_pl.asked_size import check_size
 from snapgen_pl.config_files import Value
+from snapgen_pl.diffusers_weights import read_tensors
 from snapgen_pl.errors import UsageError
 from snapgen_pl.trained_run import built
 from snapgen_pl.whole_files import read_json
@@ -43,6 +47,21 @@ def build(kind: type[P], config: Value) -> P:
     except UsageError as error:
         raise ValueError(f"the file makes no {kind.__name__}: {error.key}: {error}") from error
     return part
+
+
+def check_fits(network: Value, folder: Path) -> None:
+    """Holds what a part's config.json asks for against the weights beside it, before it is built.
+
+    Args:
+        network: its class and arguments.
+        folder: the part's.
+
+    Raises:
+        ValueError: where weights are missing or damaged, or fill less than it asks for; or as :func:`check_classes`.
+    """
+    check_classes(network)
+    size = sum(tensor.nbytes for tensor in read_tensors(folder).values())
+    check_size(lambda: built({"part": network}, part=nn.Module), size, folder / "config.json")
 
 
 @contextmanager

@@ -2,21 +2,25 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from snapgen_pl import checkpoints
 from snapgen_pl.config_files import Value
+from snapgen_pl.markdown import table
+from snapgen_pl.metrics.sample_metric import Score
+from snapgen_pl.metrics.sample_report import read_report
 from snapgen_pl.pipeline.ingredients import MADE_FROM, Ingredient, ingredients
 from snapgen_pl.pipeline.licences import STABILITY, most_restrictive
 from snapgen_pl.pipeline.places import TEXT_ENCODERS
 from snapgen_pl.pipeline.snapgen_pipeline import SnapGenPipeline
-from snapgen_pl.pipeline.terms import known, table, terms
+from snapgen_pl.pipeline.terms import known, terms
 from snapgen_pl.pretrained_folder import HUB_NAME
 from snapgen_pl.runs import Run
 from snapgen_pl.trained_run import TrainedRun
-from snapgen_pl.whole_files import read_json
+
+T = TypeVar("T")
 
 METRICS = "metrics.json"
 _STAGES = {
@@ -34,6 +38,9 @@ def model_card(source: TrainedRun, pipeline: SnapGenPipeline, name: str) -> str:
         source: the run.
         pipeline: what was made of it.
         name: of the pipeline's folder.
+
+    Raises:
+        ValueError: where the run's manifest or measurement is missing or damaged, naming it.
     """
     made_from = ingredients(source.config)
     seen: int | None = checkpoints.read(source.checkpoint, verify=False).get("images_seen")
@@ -103,38 +110,72 @@ def _drawing(pipeline: SnapGenPipeline, name: str) -> str:
 
 
 def _training(source: TrainedRun, pipeline: SnapGenPipeline, seen: int | None) -> str:
-    start = Run(source.folder).starts()[-1]
-    data = start.get("data") or {}
-    code = start.get("code") or {}
+    start = _LastStart(source.folder)
     model = source.config["model"]
     module = str(model.get("class_path")).rpartition(".")[2] if isinstance(model, dict) else ""
     changes = {True: ", with changes that are not in it", False: "", None: ", whether changed is unknown"}
+    packages = start.said(dict, "packages") or {}
     rows = {
         "stage": _STAGES.get(module, module),
         "weights": f"averaged (EMA), after {checkpoints.step_of(source.checkpoint):,} steps of the optimizer and "
         f"{'an unknown number of' if seen is None else f'{seen:,}'} images",
-        "data": _data(source, data),
-        "teacher": _teacher(start.get("teacher")),
-        "begun with": _begun(start.get("init_from")),
+        "data": _data(source, start),
+        "teacher": _teacher(start.said(dict, "teacher")),
+        "begun with": _begun(start.said(dict, "init_from")),
         "text encoders": ", ".join(type(each).__name__ for each in pipeline.conditioner.text_encoders.values()),
-        "seed": start.get("seed"),
-        "code": f"snapgen_pl {code.get('version', 'unknown')}, commit {code.get('commit') or 'unknown'}"
-        f"{changes[code.get('dirty')]}",
-        "packages": ", ".join(f"{name} {version}" for name, version in (start.get("packages") or {}).items()),
-        "begun on": start.get("time"),
+        "seed": start.said(int, "seed"),
+        "code": f"snapgen_pl {start.said(str, 'code', 'version') or 'unknown'}, "
+        f"commit {start.said(str, 'code', 'commit') or 'unknown'}{changes[start.said(bool, 'code', 'dirty')]}",
+        "packages": ", ".join(f"{name} {version}" for name, version in packages.items()),
+        "begun on": start.said(str, "time"),
     }
     return table(("", ""), ((key, value) for key, value in rows.items() if value not in (None, "")))
 
 
-def _data(source: TrainedRun, data: dict[str, Any]) -> str:
+class _LastStart:
+    """What a run's manifest says of its last start.
+
+    Args:
+        folder: the run's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        run = Run(folder)
+        self._manifest, self._start = run.manifest, run.starts()[-1]
+
+    def said(self, kind: type[T], *keys: str) -> T | None:
+        """An entry; None where it is null or not there.
+
+        Args:
+            kind: its type.
+            keys: those that lead to it.
+
+        Raises:
+            ValueError: where it is of another type.
+        """
+        found: object = self._start
+        for depth, key in enumerate(keys):
+            expected = kind if depth + 1 == len(keys) else dict
+            found = found.get(key) if isinstance(found, dict) else None
+            if found is not None and not isinstance(found, expected):
+                raise ValueError(
+                    f"{self._manifest} is damaged: {'.'.join(keys[: depth + 1])} is {found!r}, which is no "
+                    f"{expected.__name__}; put it back"
+                )
+        assert found is None or isinstance(found, kind)
+        return found
+
+
+def _data(source: TrainedRun, start: _LastStart) -> str:
     config = source.config.get("data")
     settings = config.get("init_args") if isinstance(config, dict) else None
     kind = settings.get("source") if isinstance(settings, dict) else None
     name = str(kind.get("class_path")).rpartition(".")[2] if isinstance(kind, dict) else "unknown"
-    count = data.get("training_images")
+    count = start.said(int, "data", "training_images")
     return (
         f"{name}, {'an unknown number of' if count is None else f'{count:,}'} training images in "
-        f"{len(data.get('classes') or ())} classes, fingerprint {data.get('fingerprint', 'unknown')}"
+        f"{len(start.said(list, 'data', 'classes') or ())} classes, fingerprint "
+        f"{start.said(str, 'data', 'fingerprint') or 'unknown'}"
     )
 
 
@@ -156,15 +197,16 @@ def _begun(facts: dict[str, Any] | None) -> str:
 def _measured(path: Path, seen: int | None) -> str:
     if not path.is_file():
         return "Nothing was measured of these weights."
-    content = read_json(path, "measure the run again, or move it away")
-    columns = {"this": content["values"], **(content.get("controls") or {})}
-    metrics = list(content["values"])
+    report = read_report(path)
     figures = table(
-        ("images", *metrics),
-        ((name, *(_figure(scores.get(each)) for each in metrics)) for name, scores in columns.items()),
+        ("images", *report.values),
+        (
+            (name, *(_figure(scores.get(each)) for each in report.values))
+            for name, scores in {"this": report.values, **report.controls}.items()
+        ),
     )
-    protocol = {key: content.get(key) for key in ("measurement", "drawing", "weights", "made")}
-    measured = (content.get("weights") or {}).get("images_seen")
+    protocol = {key: getattr(report, key) for key in ("measurement", "drawing", "weights", "made")}
+    measured = report.weights.get("images_seen")
     whose = "these weights" if measured == seen else f"weights of {measured} images, and these have seen {seen}"
     return (
         f"{figures}\n\nThe first row is of {whose}; the others are images of known quality beside them. "
@@ -173,11 +215,10 @@ def _measured(path: Path, seen: int | None) -> str:
     )
 
 
-def _figure(score: dict[str, float | None] | None) -> str:
-    if score is None or score.get("value") is None:
+def _figure(score: Score | None) -> str:
+    if score is None:
         return ""
-    spread = score.get("spread")
-    return f"{score['value']:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
+    return f"{score.value:.4g}" + ("" if score.spread is None else f" ± {score.spread:.2g}")
 
 
 def _without_places(value: Any) -> Any:

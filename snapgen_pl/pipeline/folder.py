@@ -13,7 +13,7 @@ from snapgen_pl.config_files import Value, class_value
 from snapgen_pl.diffusers_weights import read_tensors
 from snapgen_pl.digest import tensors_digest
 from snapgen_pl.flow.samplers import Euler
-from snapgen_pl.pipeline.building import check_classes
+from snapgen_pl.pipeline.building import check_classes, check_fits
 from snapgen_pl.pipeline.placed_decoder import PlacedDecoder
 from snapgen_pl.pipeline.places import (
     AGAIN,
@@ -98,24 +98,27 @@ def open_pipeline(path: str) -> PipelineFolder:
     """The pipeline in a folder; its weights are not read yet.
 
     Raises:
-        ValueError: where a file is missing or damaged, names a class of elsewhere, or is of another kind of pipeline.
+        ValueError: where a file is missing or damaged, names a class of elsewhere, asks for more than its weights fill,
+            or is of another kind of pipeline.
     """
     folder = Path(path)
     index = read_json(folder / PIPELINE, AGAIN)
     if index.get("_class_name") != "SnapGenPipeline":
         raise ValueError(f"{path} is a {index.get('_class_name')}; give a pipeline that `export diffusers` made")
-    unet = config_of(folder / DENOISER)
+    unet, own = config_of(folder / DENOISER), _autoencoder(folder)
     model: dict[str, Value] = {
         "denoiser": network_of(folder / DENOISER),
         "sigma_data": unet.get("sigma_data"),
         "conditioner": placed(network_of(folder / CONDITIONER), path),
-        "autoencoder": _autoencoder(folder),
+        "autoencoder": _redecoded(own, folder),
         "image_size": _given(index, "image_size", folder),
         "sampler": _sampler(folder, _given(index, "num_inference_steps", folder)),
         "guidance": {key: _given(index, f"guidance_{key}", folder) for key in ("scale", "interval", "channels")},
         "seed": _given(index, "seed", folder),
     }
     check_classes(model)
+    for place, network in ((DENOISER, model["denoiser"]), (CONDITIONER, model["conditioner"]), (AUTOENCODER, own)):
+        check_fits(network, folder / place)
     return PipelineFolder(folder, {"model": {"class_path": _MODULE, "init_args": model}})
 
 
@@ -127,15 +130,17 @@ def _given(index: Mapping[str, Any], key: str, folder: Path) -> Any:
 
 def _autoencoder(folder: Path) -> Value:
     config = config_of(folder / AUTOENCODER)
-    network: Value
     if kind := _AUTOENCODERS.get(str(config.get("_class_name"))):
         scaled = {"shift": config.get("shift_factor") or 0.0, "scale": config.get("scaling_factor")}
-        network = class_value(kind, path=str(folder), subfolder=AUTOENCODER, **scaled)
-    else:
-        network = network_of(folder / AUTOENCODER)
+        return class_value(kind, path=str(folder), subfolder=AUTOENCODER, **scaled)
+    return network_of(folder / AUTOENCODER)
+
+
+def _redecoded(autoencoder: Value, folder: Path) -> Value:
+    """The autoencoder, with the decoder that stands in for its own where there is one."""
     if not (folder / DECODER).is_dir():
-        return network
-    return class_value(PlacedDecoder, autoencoder=network, path=str(folder))
+        return autoencoder
+    return class_value(PlacedDecoder, autoencoder=autoencoder, path=str(folder))
 
 
 def _sampler(folder: Path, steps: Value) -> Value:

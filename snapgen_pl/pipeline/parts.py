@@ -1,5 +1,6 @@
 """Networks of this project as components of a pipeline of diffusers: a config.json and weights in safetensors."""
 
+import inspect
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
@@ -10,6 +11,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
+from snapgen_pl.asked_size import check_size_by_files
 from snapgen_pl.autoencoders.autoencoder import Autoencoder
 from snapgen_pl.conditioning.condition import Condition
 from snapgen_pl.conditioning.conditioner import Conditioner
@@ -20,7 +22,7 @@ from snapgen_pl.models.latent_decoder import LatentDecoder
 from snapgen_pl.models.preconditioned import preconditioned
 from snapgen_pl.models.wrapped import Wrapped
 from snapgen_pl.pipeline.building import build, opening
-from snapgen_pl.pipeline.places import TEXT_ENCODERS, placed
+from snapgen_pl.pipeline.places import TEXT_ENCODERS, config_of, placed
 
 
 class Part(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has no types
@@ -41,6 +43,8 @@ class Part(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has no t
         options |= {"use_safetensors": True, "low_cpu_mem_usage": False, "output_loading_info": True}
         place = Path(str(pretrained_model_name_or_path), options.get("subfolder") or "")
         with opening(place / cls.config_name, cls.__name__):
+            given = {key: value for key, value in options.items() if key in inspect.signature(cls).parameters}
+            check_size_by_files(lambda: cls.from_config(config_of(place), **given), place / cls.config_name)
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, **options)
         part: Self
         part, report = loaded

@@ -8,7 +8,7 @@ from snapgen_pl.autoencoders.autoencoder import Autoencoder
 from snapgen_pl.autoencoders.redecoded import Redecoded
 from snapgen_pl.diffusers_weights import read_tensors
 from snapgen_pl.models.latent_decoder import LatentDecoder
-from snapgen_pl.pipeline.building import build
+from snapgen_pl.pipeline.building import build, check_fits
 from snapgen_pl.pipeline.places import DECODER, network_of
 
 
@@ -20,12 +20,14 @@ class PlacedDecoder(Redecoded):
         path: the pipeline's folder.
 
     Raises:
-        ValueError: where there is no such decoder in it, or one of other latents.
+        ValueError: where there is no such decoder in it, or one of other latents, or of more than its weights fill.
     """
 
     def __init__(self, autoencoder: Autoencoder, path: str) -> None:
         self._folder = Path(path) / DECODER
-        decoder = build(LatentDecoder, network_of(self._folder))  # type: ignore[type-abstract]
+        network = network_of(self._folder)
+        check_fits(network, self._folder)
+        decoder = build(LatentDecoder, network)  # type: ignore[type-abstract]
         super().__init__(autoencoder, decoder, path)
 
     @property

@@ -3,10 +3,13 @@
 import inspect
 from collections.abc import Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeAlias
 
+import diffusers
 import numpy as np
 import torch
+import transformers
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.import_utils import is_accelerate_available
@@ -14,16 +17,19 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from snapgen_pl.conditioning.condition import Condition, Texts
+from snapgen_pl.diffusers_weights import check_diffusers_size
 from snapgen_pl.errors import did_you_mean
 from snapgen_pl.flow.guidance import Guidance, guided_velocity
 from snapgen_pl.flow.noise import initial_noise, step_noise
 from snapgen_pl.flow.samplers import StepNoise
 from snapgen_pl.pipeline.building import opening
 from snapgen_pl.pipeline.parts import PipelineAutoencoder, PipelineConditioner, PipelineDecoder, PipelineDenoiser
-from snapgen_pl.pipeline.places import TEXT_ENCODERS, TOKENIZERS
+from snapgen_pl.pipeline.places import AGAIN, TEXT_ENCODERS, TOKENIZERS
 from snapgen_pl.pipeline.scheduler import SamplerScheduler
 from snapgen_pl.pretrained_folder import pretrained_folder
+from snapgen_pl.pretrained_network import check_transformers_size
 from snapgen_pl.tf32 import tf32
+from snapgen_pl.whole_files import read_json
 
 OUTPUTS = ("pil", "np", "pt", "latent")
 FILES = ("*.md", "*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")
@@ -134,7 +140,8 @@ class SnapGenPipeline(DiffusionPipeline):
             **options: as diffusers' pipelines take them; ``text_encoder_3=None`` does without the third encoder.
 
         Raises:
-            ValueError: where there is no such folder, or a part of it is missing, damaged or of another shape.
+            ValueError: where there is no such folder, or a part of it is missing, damaged, of another shape, or larger
+                than its weights.
         """
         path = str(pretrained_model_name_or_path)
         folder = pretrained_folder(path, FILES, options.pop("revision", None))
@@ -143,6 +150,7 @@ class SnapGenPipeline(DiffusionPipeline):
         # What diffusers does by itself, but warns of.
         options.setdefault("low_cpu_mem_usage", is_accelerate_available())
         with opening(folder / cls.config_name, cls.__name__):
+            _check_sizes(folder)
             pipeline: Self = super().from_pretrained(folder, use_safetensors=True, **options)
         return pipeline
 
@@ -305,3 +313,13 @@ class SnapGenPipeline(DiffusionPipeline):
             else:
                 image_BCHW = self.vae.decode(raw_BCHW.to(self.vae.dtype)).sample
         return image_BCHW.float()
+
+
+def _check_sizes(folder: Path) -> None:
+    """Holds the parts that libraries load by themselves against their weights; those of this project hold their own."""
+    for place, named in read_json(folder / SnapGenPipeline.config_name, AGAIN).items():
+        match named:
+            case ["transformers", str(name)]:
+                check_transformers_size(getattr(transformers, name, None), folder / place, {})
+            case ["diffusers", str(name)]:
+                check_diffusers_size(getattr(diffusers, name, None), folder / place)

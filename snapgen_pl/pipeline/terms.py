@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from snapgen_pl.markdown import table as table
+from snapgen_pl.markdown import table
 from snapgen_pl.pipeline.ingredients import Ingredient
 from snapgen_pl.pipeline.licences import Licence, most_restrictive
 

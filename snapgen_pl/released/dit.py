@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from snapgen_pl.autoencoders.autoencoder import Autoencoder
+from snapgen_pl.diffusers_weights import check_diffusers_size
 from snapgen_pl.digest import tensors_digest
 from snapgen_pl.flow.guidance import Guidance
 from snapgen_pl.pretrained_folder import pretrained_folder
@@ -15,7 +16,7 @@ from snapgen_pl.released.chain_drawer import ChainDrawer
 from snapgen_pl.released.diffusion import DDPM
 
 TRANSFORMER = "transformer"
-_FILES = ("config.json", "diffusion_pytorch_model.*")
+_WEIGHTS = "diffusion_pytorch_model.*"
 
 
 class ReleasedDiT(ChainDrawer, AutoencoderDrawer):
@@ -70,7 +71,9 @@ class ReleasedDiT(ChainDrawer, AutoencoderDrawer):
     def _network(self) -> Any:
         from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
-        place = pretrained_folder(self.path, [f"{TRANSFORMER}/{name}" for name in _FILES], self.revision) / TRANSFORMER
+        names = [f"{TRANSFORMER}/{name}" for name in ("config.json", _WEIGHTS)]
+        place = pretrained_folder(self.path, names, self.revision) / TRANSFORMER
+        check_diffusers_size(DiTTransformer2DModel, place, _WEIGHTS)
         try:
             # Pickled weights, which the hub has of it, are read as tensors alone. DiT's norms take 1e-6 throughout.
             network, report = DiTTransformer2DModel.from_pretrained(

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import yaml
 from torch import nn
 
 from snapgen_pl.config_files import Value
 from snapgen_pl.errors import ShortErrors
 from snapgen_pl.experiments import experiments_dir
+from snapgen_pl.merged_config import merged_config
 from snapgen_pl.metrics.sample_report import SampleReport, check_comparable, read_report
 from snapgen_pl.models.count import Cost, count, count_module
 from snapgen_pl.models.denoiser import Denoiser
@@ -43,10 +43,15 @@ def declared_decoder(*files: Path, **arguments: int) -> LatentDecoder:
 
 
 def _declared(kind: type[nn.Module], name: str, files: Sequence[Path], arguments: Mapping[str, int]) -> nn.Module:
-    models = [yaml.safe_load(file.read_text(encoding="utf-8"))["model"]["init_args"] for file in files]
-    declared = [model[name] for model in models if name in model]
-    given = {key: value for each in declared for key, value in each.get("init_args", {}).items()}
-    return on_meta(kind, name, {"class_path": declared[-1]["class_path"], "init_args": given | dict(arguments)})
+    declared = _model(files)[name]
+    return on_meta(kind, name, declared | {"init_args": declared.get("init_args", {}) | dict(arguments)})
+
+
+def _model(files: Sequence[Path]) -> dict[str, Any]:
+    """The arguments of the module that configurations declare."""
+    whole: dict[str, Any] = merged_config(files)  # a delta alone names no class
+    found: dict[str, Any] = whole["model"]["init_args"]
+    return found
 
 
 def on_meta(kind: type[M], name: str, declared: Value) -> M:
@@ -110,8 +115,7 @@ def declared_autoencoder_cost(*files: Path, size: int) -> Cost:
     """What the decoder of a TrainAutoencoder that configurations declare costs; otherwise as a decoder's."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    models = [yaml.safe_load(file.read_text(encoding="utf-8"))["model"]["init_args"] for file in files]
-    config = [model["config"] for model in models if "config" in model][-1]
+    config = _model(files)["config"]
     with torch.device("meta"):
         decoder = AutoencoderKL(**config).decoder
     return count_module(decoder, torch.empty(1, config["latent_channels"], size, size), convention="decoder")

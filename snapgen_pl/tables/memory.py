@@ -1,7 +1,5 @@
 """The verb ``table memory``: what a training configuration needs of each GPU."""
 
-import inspect
-import pydoc
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from snapgen_pl.config_files import load_config
 from snapgen_pl.distill.feature_loss import FeatureLoss, FeaturePair
 from snapgen_pl.errors import ShortErrors
 from snapgen_pl.experiments import find_config
+from snapgen_pl.merged_config import merged_config
 from snapgen_pl.models.activations import saved, saved_by_unit, working_bytes
 from snapgen_pl.models.denoiser import Conditioning, Denoiser
 from snapgen_pl.models.discriminator import Discriminator, HeadInput
@@ -173,9 +171,7 @@ def recipe(files: Sequence[Path], gpus: int = 1, strategy: Strategy | None = Non
     Raises:
         ValueError: as :func:`memory`.
     """
-    whole: Any = {}
-    for file in files:
-        whole = merged(whole, load_config(file))
+    whole: dict[str, Any] = merged_config(files)
     declared = whole.get("model")
     if not isinstance(declared, dict) or "class_path" not in declared:
         raise ValueError(
@@ -211,18 +207,6 @@ def recipe(files: Sequence[Path], gpus: int = 1, strategy: Strategy | None = Non
         gpus,
         _sharded(trainer.get("strategy")) if strategy is None else strategy == "fsdp2",
     )
-
-
-def merged(base: Any, delta: Any) -> Any:
-    """A configuration with a later one over it; a class in place of another keeps the arguments that it takes too."""
-    if not (isinstance(base, dict) and isinstance(delta, dict)):
-        return delta
-    kind = delta.get("class_path", base.get("class_path"))
-    if kind != base.get("class_path") and "init_args" in base:
-        takes = inspect.signature(_found(kind)).parameters  # type: ignore[arg-type]
-        if all(each.kind is not each.VAR_KEYWORD for each in takes.values()):
-            base = base | {"init_args": {key: value for key, value in base["init_args"].items() if key in takes}}
-    return base | {key: merged(base.get(key), value) for key, value in delta.items()}
 
 
 def parts(of: Recipe) -> list[Part]:
@@ -405,9 +389,3 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 def _basis(published: bool) -> str:
     return " (published size)" if published else ""
-
-
-def _found(name: str) -> object:
-    if (found := pydoc.locate(name)) is None:
-        raise ValueError(f"there is no class {name}; check the class_path")
-    return found

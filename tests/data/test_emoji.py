@@ -9,6 +9,7 @@ import torch
 from snapgen_pl.data.emoji import Emoji, EmojiSet
 from snapgen_pl.data.emoji.vendored import FOLDER, STYLES, Vendored
 from snapgen_pl.data.source import OpenSource
+from snapgen_pl.experiments import experiments_dir
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,17 @@ def test_the_fingerprint_tells_styles_and_levels_apart() -> None:
     sources = [Emoji(("noto",)), Emoji(("twemoji",)), Emoji(("noto",), "group")]
     assert len({source.open().fingerprint for source in sources}) == 3
     assert sources[0].open().fingerprint == sources[0].open().fingerprint
+
+
+def test_the_fingerprint_sees_another_wording_of_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is what reports and runs have written down, for the wording that they were made with."""
+    before = Emoji(("noto",)).open()
+    recorded = json.loads((experiments_dir() / "results" / "emoji_pretrain.json").read_text())
+    assert Emoji().open().fingerprint == recorded["data"]
+    monkeypatch.setattr("snapgen_pl.data.emoji.CAPTION", "{label} in {style}")
+    after = Emoji(("noto",)).open()
+    assert sets(after)[0].caption(0) == "grinning face in noto"
+    assert after.fingerprint != before.fingerprint
 
 
 def test_a_picture_is_drawn_centred_with_its_aspect_kept() -> None:

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,14 @@ def test_what_is_no_report_is_refused_by_name(tmp_path: Path) -> None:
             read_report(tmp_path / "a.json")
     with pytest.raises(ValueError, match=r"b\.json is no report"):
         read_report(tmp_path / "b.json")
+    for key, value in (
+        ("values", {"fid": {"value": "3"}}),
+        ("controls", {"real": {"fid": {"value": None}}}),
+        ("made", 3),
+    ):
+        (tmp_path / "a.json").write_text(json.dumps(REPORT.content() | {key: value}))
+        with pytest.raises(ValueError, match=r"a\.json is no report"):
+            read_report(tmp_path / "a.json")
 
 
 def test_reports_of_different_protocol_do_not_stand_in_one_column() -> None:

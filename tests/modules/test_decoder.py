@@ -4,13 +4,17 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from callbacks.losses_by_time import LossesByTime
 from callbacks.tensorboard import RunLogger
-from snapgen_pl.autoencoders.patch_pca import PatchPCA
+from snapgen_pl.autoencoders.autoencoder import Autoencoder
+from snapgen_pl.autoencoders.kl import KL
+from snapgen_pl.autoencoders.patch_pca import FILE, PatchPCA
 from snapgen_pl.checkpoints import LAST
+from snapgen_pl.config_files import Value, class_value
 from snapgen_pl.data.datamodule import ImageData
 from snapgen_pl.data.image_folder import ImageFolder
 from snapgen_pl.data.source import ImageBatch
@@ -22,10 +26,12 @@ from snapgen_pl.metrics.lpips import LPIPS
 from snapgen_pl.models.decoder import Decoder, Stage
 from snapgen_pl.models.patch_discriminator import PatchDiscriminator
 from snapgen_pl.modules.decoder import TrainDecoder
+from snapgen_pl.trained_run import built
 from tests import distilled_run, tiny_run
 from tests.decoder_run import ALONE, BATCH, SIDE, lpips_trunk, photo_data, train, train_decoder
 from tests.golden_values import StepLosses
 from tests.metrics.fidelity import random_weights
+from tests.tiny_kl import kl
 
 
 class Steps(tiny_run.Touched):
@@ -298,9 +304,17 @@ def test_data_that_do_not_fit_are_refused(
         train(train_decoder(parts), photos, tmp_path, 1, data=given)
 
 
+def run_of_a_decoder(parts: Path, photos: Path, folder: Path, autoencoder: Value) -> Path:
+    """And the configuration that says whose latents it is for."""
+    built_here = built({"autoencoder": autoencoder}, autoencoder=Autoencoder).autoencoder
+    module = train_decoder(parts, autoencoder=built_here, distill_weight=0.0)
+    train(module, photos, folder, 3, val_check_interval=None)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"autoencoder": autoencoder}}))
+    return folder
+
+
 def test_it_begins_with_the_averaged_weights_of_a_run(photos: Path, parts: Path, tmp_path: Path) -> None:
-    train(train_decoder(parts), photos, tmp_path / "first", 3, val_check_interval=None)
-    (tmp_path / "first" / "config.yaml").write_text("model: {}")
+    run_of_a_decoder(parts, photos, tmp_path / "first", class_value(KL, path=str(parts / "vae")))
     given = tiny_run.load(tmp_path / "first" / LAST)["ema"]["weights"]
 
     class Start(L.Callback):
@@ -315,3 +329,28 @@ def test_it_begins_with_the_averaged_weights_of_a_run(photos: Path, parts: Path,
     module.decoder = Decoder([Stage(64, 1)] * 3, in_channels=4)
     with pytest.raises(ValueError, match="declare decoder as"):
         train(module, photos, tmp_path / "third", 1)
+
+
+def test_it_does_not_begin_with_a_decoder_of_other_latents(photos: Path, parts: Path, tmp_path: Path) -> None:
+    """But with one of the same weights behind another shift, which raw latents do not know."""
+    network = kl()
+    with torch.no_grad():
+        network.encoder.conv_in.weight.mul_(1.5)
+    network.save_pretrained(tmp_path / "vae")
+    foreign = run_of_a_decoder(parts, photos, tmp_path / "foreign", class_value(KL, path=str(tmp_path / "vae")))
+    with pytest.raises(ValueError, match=r"the decoder of .*foreign was trained on the latents of other weights \("):
+        train(train_decoder(parts, init_from=str(foreign)), photos, tmp_path / "run", 1)
+    shifted = class_value(KL, path=str(parts / "vae"), shift=0.5)
+    own = run_of_a_decoder(parts, photos, tmp_path / "own", shifted)
+    module = train_decoder(parts, init_from=str(own))
+    assert train(module, photos, tmp_path / "run", 1, val_check_interval=None)["global_step"] == 1
+
+
+def test_it_decodes_the_fitted_latents_of_the_run_that_it_begins_with(
+    photos: Path, parts: Path, tmp_path: Path
+) -> None:
+    first = run_of_a_decoder(parts, photos, tmp_path / "first", class_value(PatchPCA, patch=4, channels=4))
+    module = train_decoder(parts, autoencoder=PatchPCA(4, 4), init_from=str(first))
+    data = photo_data(photos, validation_fraction=0.5)  # to which another transform would be fitted
+    train(module, photos, tmp_path / "second", 1, data=data, val_check_interval=None)
+    assert (tmp_path / "second" / FILE).read_bytes() == (first / FILE).read_bytes()

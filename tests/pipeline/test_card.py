@@ -4,15 +4,20 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from snapgen_pl.config_files import load_config
+from snapgen_pl.metrics.sample_metric import Score
+from snapgen_pl.metrics.sample_report import SampleReport
+from snapgen_pl.pipeline.card import model_card
+from snapgen_pl.pipeline.export import pipeline_of
 from snapgen_pl.pipeline.ingredients import Ingredient, ingredients
 from snapgen_pl.pipeline.licences import (
     APACHE,
@@ -26,6 +31,9 @@ from snapgen_pl.pipeline.licences import (
     licence_of,
     most_restrictive,
 )
+from snapgen_pl.pipeline.snapgen_pipeline import SnapGenPipeline
+from snapgen_pl.trained_run import TrainedRun, open_run
+from tests.damage import damaged_json
 from tests.export.exported_run import part
 from tests.pipeline.conftest import export
 
@@ -84,20 +92,87 @@ def test_it_says_what_the_run_wrote_down(class_run: Path, text_pipeline: Path, c
 
 def test_it_gives_the_figures_with_their_protocol(class_run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(class_run, tmp_path / "run"))
-    content = {
-        "values": {"kid_effnet": {"value": 5.1999, "spread": 0.3013}, "judge_top1": {"value": 0.0138, "spread": None}},
-        "controls": {"real": {"kid_effnet": {"value": -0.0073, "spread": 0.0443}}},
-        "measurement": {"protocol": 1, "samples": 1000},
-        "drawing": {"sampler": "Euler(steps=2, shift=1.0)"},
-        "made": {"date": "2026-11-26", "command": "python /a/place/of/mine"},
-    }
-    (copy / "metrics.json").write_text(json.dumps(content))
+    SampleReport(
+        model="run",
+        values={"kid_effnet": Score(5.1999, 0.3013), "judge_top1": Score(0.0138)},
+        controls={"real": {"kid_effnet": Score(-0.0073, 0.0443)}},
+        measurement={"protocol": 1, "samples": 1000},
+        drawing={"sampler": "Euler(steps=2, shift=1.0)"},
+        weights={"images_seen": 8},
+        seconds=1.5,
+        made={"date": "2026-11-26", "command": "python /a/place/of/mine"},
+    ).write(copy / "metrics.json")
     card = (export(copy, tmp_path / "out") / "README.md").read_text()
     assert "| images | kid_effnet | judge_top1 |" in card
     assert "| this | 5.2 ± 0.3 | 0.0138 |" in card
     assert "| real | -0.0073 ± 0.044 |  |" in card
+    assert "The first row is of these weights;" in card
     assert '"samples": 1000' in card
     assert "/a/place" not in card
+
+
+class Carded(NamedTuple):
+    """A run whose card is written again and again."""
+
+    run: TrainedRun
+    pipeline: SnapGenPipeline
+
+    def card(self) -> str:
+        return model_card(self.run, self.pipeline, "card")
+
+
+@pytest.fixture(scope="module")
+def carded(class_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Carded:
+    run = open_run(str(shutil.copytree(class_run, tmp_path_factory.mktemp("carded") / "run")))
+    pipeline = pipeline_of(run)
+    torch.save({"global_step": 2, "images_seen": 8}, run.checkpoint)  # all that a card needs, and quick to read
+    return Carded(run, pipeline)
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        ({"data": 1}, "data is 1, which is no dict"),
+        ({"data": {"training_images": "8"}}, "data.training_images is '8', which is no int"),
+        ({"data": {"classes": 2}}, "data.classes is 2, which is no list"),
+        ({"code": ["1.0"]}, "code is ['1.0'], which is no dict"),
+        ({"code": {"dirty": []}}, "code.dirty is [], which is no bool"),
+        ({"packages": "torch"}, "packages is 'torch', which is no dict"),
+        ({"teacher": True}, "teacher is True, which is no dict"),
+        ({"init_from": "runs/first"}, "init_from is 'runs/first', which is no dict"),
+    ],
+)
+def test_a_damaged_manifest_is_named(carded: Carded, start: dict[str, Any], said: str) -> None:
+    manifest = carded.run.folder / "manifest.json"
+    manifest.write_text(json.dumps({"starts": [start]}))
+    with pytest.raises(ValueError, match=re.escape(f"{manifest} is damaged: {said}; put it back")):
+        carded.card()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "metrics.json"])
+@given(data=st.data())
+def test_whatever_becomes_of_what_a_run_wrote_down(
+    carded: Carded, class_run: Path, name: str, data: st.DataObject
+) -> None:
+    """A card is written, or the file is named."""
+    whole = {
+        "manifest.json": json.loads((class_run / "manifest.json").read_text()),
+        "metrics.json": {
+            "model": "run",
+            "values": {"kid_effnet": {"value": 5.2, "spread": 0.3}},
+            "controls": {"real": {"kid_effnet": {"value": 0.0, "spread": None}}},
+            **{key: {"samples": 8} for key in ("measurement", "drawing", "weights", "made")},
+            "seconds": 1.5,
+        },
+    }
+    for file, content in whole.items():
+        (carded.run.folder / file).write_text(json.dumps(content))
+    (carded.run.folder / name).write_text(json.dumps(data.draw(damaged_json(whole[name]))))
+    try:
+        said = carded.card()
+    except ValueError as error:
+        said = str(error)
+    assert said.startswith("---\n") or str(carded.run.folder / name) in said
 
 
 def test_what_is_not_known_is_said_not_to_be(class_pipeline: Path) -> None:

@@ -152,6 +152,18 @@ def edited(file: str, **changed: Any) -> Callable[[Path], None]:
     return change
 
 
+def asking(part: str, **arguments: int) -> Callable[[Path], None]:
+    """Changes arguments of a part's network."""
+
+    def change(folder: Path) -> None:
+        file = folder / part / "config.json"
+        content = json.loads(file.read_text())
+        content["network"]["init_args"] |= arguments
+        file.write_text(json.dumps(content))
+
+    return change
+
+
 EULER = "scheduler/scheduler_config.json"
 
 
@@ -174,6 +186,9 @@ EULER = "scheduler/scheduler_config.json"
         (lambda folder: (folder / "vae" / WEIGHTS).write_bytes(b"no"), "is damaged"),
         (lambda folder: save_file({"denoiser.a": torch.ones(1)}, folder / "unet" / WEIGHTS), "does not fit its config"),
         (lambda folder: (folder / "decoder").mkdir(), "decoder/config.json cannot be read"),
+        (asking("unet", middle_layers=10**9), "unet does not fit its config.json: that asks for a network of more"),
+        (asking("conditioner", num_classes=10**12), "conditioner does not fit its config.json: that asks for"),
+        (asking("vae", patch=10**6), "vae does not fit its config.json: that asks for"),
     ],
 )
 def test_what_is_damaged_or_of_elsewhere_is_said(

@@ -191,6 +191,37 @@ def test_pickled_and_missing_weights_are_refused(class_pipeline: Path, tmp_path:
         SnapGenPipeline.from_pretrained(str(tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize(
+    ("place", "changed"),
+    [
+        ("unet", {"middle_layers": 10**9}),
+        ("conditioner", {"num_classes": 10**12}),
+        ("vae", {"patch": 10**6}),
+    ],
+)
+def test_a_part_that_asks_for_more_than_its_weights_is_refused(
+    class_pipeline: Path, tmp_path: Path, place: str, changed: dict[str, int]
+) -> None:
+    copy = Path(shutil.copytree(class_pipeline, tmp_path / "copy"))
+    file = copy / place / "config.json"
+    config = json.loads(file.read_text())
+    config["network"]["init_args"] |= changed
+    file.write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=rf"{place} does not fit its config\.json: that asks for a network of more than"
+    ):
+        opened(copy)
+
+
+def test_so_is_what_diffusers_and_transformers_load(text_pipeline: Path, tmp_path: Path) -> None:
+    for place, changed in (("text_encoder", {"num_hidden_layers": 10**9}), ("vae", {"layers_per_block": 10**9})):
+        copy = Path(shutil.copytree(text_pipeline, tmp_path / place))
+        file = copy / place / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+        with pytest.raises(ValueError, match=rf"{place} does not fit its config\.json"):
+            opened(copy)
+
+
 def test_a_class_of_elsewhere_is_not_imported(class_pipeline: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(class_pipeline, tmp_path / "copy"))
     (tmp_path / "trap.py").write_text("raise SystemError")

@@ -84,7 +84,7 @@ def test_they_are_the_runs_averaged_weights(class_run: Path, class_pipeline: Pat
 
 def test_a_table_of_states_is_nothing_to_begin_with(class_run: Path, class_pipeline: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(class_pipeline, tmp_path / "copy"))
-    save_file({"conditioner.states_NSD": torch.zeros(3, 2, 4)}, copy / "conditioner" / WEIGHTS)
+    save_file({"conditioner.states_NSD": torch.zeros(3, 77, 16)}, copy / "conditioner" / WEIGHTS)
     parts = {"denoiser": built_module(open_run(str(class_run)).config).denoiser, "conditioner": torch.nn.Identity()}
     assert "averaged ones of the pipeline" in begin(open_trained(str(copy)), parts, "all")
 

@@ -15,11 +15,12 @@ from snapgen_pl.__main__ import main
 from snapgen_pl.conditioning.sd3_texts import SD3Texts
 from snapgen_pl.conditioning.t5_text import T5Text
 from snapgen_pl.experiments import experiments_dir
+from snapgen_pl.merged_config import merged
 from snapgen_pl.models.activations import saved
 from snapgen_pl.models.denoiser import Conditioning
 from snapgen_pl.models.discriminator import Discriminator, HeadInput
 from snapgen_pl.models.unet import Block, Stage, UNet
-from snapgen_pl.tables.memory import GIB, Part, memory, memory_rows, merged, parts, recipe
+from snapgen_pl.tables.memory import GIB, Part, memory, memory_rows, parts, recipe
 from snapgen_pl.tables.parts import conditioner, text_encoder
 from tests.teachers import tiny
 
@@ -223,16 +224,6 @@ def test_autograd_keeps_what_a_gpu_was_measured_to_hold(name: str) -> None:
     assert held / 2**30 == pytest.approx(measured["peak_memory_gib"], rel=0.02)
 
 
-def test_another_class_keeps_the_arguments_that_it_takes() -> None:
-    base = {"sampler": declared("flow.samplers.SDE", steps=250, last_step=0.04)}
-    assert merged(base, {"sampler": declared("flow.samplers.Euler", steps=4)}) == {
-        "sampler": declared("flow.samplers.Euler", steps=4)
-    }
-    assert merged(base, {"sampler": {"class_path": "snapgen_pl.flow.samplers.Euler"}}) == {
-        "sampler": declared("flow.samplers.Euler", steps=250)
-    }
-
-
 @pytest.mark.parametrize(
     ("delta", "words", "said"),
     [
@@ -267,6 +258,14 @@ def test_what_cannot_be_counted_is_said(
     files = ["--config", str(written(tmp_path, PRETRAIN)), "--config", str(written(tmp_path, delta, "delta.yaml"))]
     assert main(["table", "memory", *files, *words]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_stages_that_a_delta_appends_are_counted(tmp_path: Path) -> None:
+    base = copy.deepcopy(PRETRAIN)
+    base["model"]["init_args"]["denoiser"]["init_args"]["stages"] = [STAGE]
+    delta = written(tmp_path, {"model": {"denoiser": {"stages+": [STAGE]}}}, "delta.yaml")
+    whole, in_parts = sizes(written(tmp_path, PRETRAIN)), parts(recipe([written(tmp_path, base, "base.yaml"), delta]))
+    assert {part.name: part.size for part in in_parts} == whole
 
 
 def test_a_delta_alone_declares_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

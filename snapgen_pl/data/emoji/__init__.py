@@ -15,6 +15,10 @@ from snapgen_pl.data.source import ImageSource, OpenSource
 from snapgen_pl.data.split import held_out
 
 HELD_OUT_FRACTION = 0.1
+CAPTION = "a {label}, {style} style"
+# Fingerprints say nothing of this wording: emoji that are as they always were keep theirs, and runs, reports and the
+# judge of them go on. Another wording is another data set.
+FIRST_CAPTION = "a {label}, {style} style"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +51,7 @@ class EmojiSet:
 
     def caption(self, index: int) -> str:
         """A sentence for the image, such as "a grinning face, noto style"."""
-        return f"a {self.concepts[index].label}, {self.styles[index]} style"
+        return CAPTION.format(label=self.concepts[index].label, style=self.styles[index])
 
 
 class Emoji(ImageSource):
@@ -104,4 +108,5 @@ class Emoji(ImageSource):
     def _fingerprint(self, vendored: Vendored) -> str:
         parts = [self.level, vendored.checksums[CONCEPTS_FILE]]
         parts += [vendored.checksums[sheet_name(style)] for style in self.styles]
+        parts += [CAPTION] if CAPTION != FIRST_CAPTION else []
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
