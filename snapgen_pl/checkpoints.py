@@ -110,7 +110,7 @@ def newest(folder: Path) -> Path:
     """
     last, previous = folder / LAST, folder / PREVIOUS
     if not last.exists() and not previous.exists():
-        raise FileNotFoundError(f"no {LAST} in {folder}: nothing to continue; leave --ckpt_path out to start a run")
+        raise FileNotFoundError(f"no checkpoint in {folder}; the run has saved none yet")
     path = last if last.exists() else previous
     require_whole(path)
     return path

@@ -158,7 +158,10 @@ class Run(NamedTuple):
             FileNotFoundError: if the checkpoint is missing.
         """
         self.check_writable()
-        checkpoint = self.checkpoint(ckpt_path)
+        try:
+            checkpoint = self.checkpoint(ckpt_path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; leave --ckpt_path out to start a run") from error
         resumes = checkpoint is not None and checkpoint.resolve().parent == self.folder.resolve()
         if self.exists() and not resumes:
             raise ValueError(

@@ -240,8 +240,9 @@ def test_a_run_is_continued_elsewhere_with_other_settings(trained: Path, tmp_pat
 
 
 def test_nothing_to_continue_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no last.ckpt in" in fails(capsys, 1, "fit", "--config", config(tmp_path), "--ckpt_path", "last")
-    assert "no checkpoint at" in fails(capsys, 1, "fit", "--config", config(tmp_path), "--ckpt_path", "nowhere.ckpt")
+    for given, said in (("last", "the run has saved none yet"), ("nowhere.ckpt", "no checkpoint at nowhere.ckpt")):
+        error = " ".join(fails(capsys, 1, "fit", "--config", config(tmp_path), "--ckpt_path", given).split())
+        assert f"{said}; leave --ckpt_path out to start a run" in error
     assert not (tmp_path / "runs").exists()
 
 

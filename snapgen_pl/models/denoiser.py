@@ -5,7 +5,7 @@ H height, W width, S context tokens, D context width, P pooled width, E embeddin
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -122,6 +122,22 @@ class Denoiser(nn.Module, ABC):
         """Raises ValueError for a name that is none of ``feature_names``."""
         if unknown := [name for name in features if name not in self.feature_names]:
             raise ValueError(f"unknown features {unknown}; {type(self).__name__} has {list(self.feature_names)}")
+
+    def check_sides(self, name: str, sides: Sequence[int], downsampling: int) -> None:
+        """Refuses images that do not divide into latents, or into the network's grids.
+
+        Args:
+            name: what the sides are of.
+            sides: in pixels.
+            downsampling: the autoencoder's: pixels that a latent position covers along one side.
+
+        Raises:
+            ValueError: naming what sides must be multiples of.
+        """
+        multiple = downsampling * max(self.feature_strides.values(), default=1)
+        if any(side < 1 or side % multiple for side in sides):
+            raise ValueError(f"{name} {'x'.join(map(str, sides))} is of no multiples of {multiple} pixels, which the "
+                             "autoencoder and the denoiser take together")  # fmt: skip
 
     def prepared(self, conditioning: Conditioning | PreparedConditioning) -> PreparedConditioning:
         """The conditioning prepared, if it is not yet."""

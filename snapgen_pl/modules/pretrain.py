@@ -168,19 +168,8 @@ class Pretrain(Training):
         return self.autoencoder.channels, height, width
 
     def check_sides(self, name: str, *sides: int) -> None:
-        """Refuses images that do not divide into latents, or into the grids of the denoiser.
-
-        Args:
-            name: what the sides are of.
-            sides: in pixels.
-
-        Raises:
-            ValueError: naming what sides must be multiples of.
-        """
-        multiple = self.autoencoder.downsampling * max(self.denoiser.feature_strides.values(), default=1)
-        if any(side < 1 or side % multiple for side in sides):
-            raise ValueError(f"{name} {'x'.join(map(str, sides))} is of no multiples of {multiple} pixels, which the "
-                             "autoencoder and the denoiser take together")  # fmt: skip
+        """See Denoiser.check_sides."""
+        self.denoiser.check_sides(name, sides, self.autoencoder.downsampling)
 
     def setup(self, stage: str) -> None:
         """Checks the data against the model, and makes the model ready for them.

@@ -216,12 +216,16 @@ class SnapGenPipeline(DiffusionPipeline):
     ) -> Condition:
         """What each image is asked for with."""
         conditioner = self.conditioner.conditioner
-        if (prompt is None) == (class_labels is None) or (prompt is not None) != (conditioner.takes == "caption"):
-            wanted = "prompt" if conditioner.takes == "caption" else "class_labels"
+        texts_wanted = conditioner.takes == "caption"
+        wanted = "prompt" if texts_wanted else "class_labels"
+        given, other = (prompt, class_labels) if texts_wanted else (class_labels, prompt)
+        if given is None or other is not None:
             raise ValueError(f"this pipeline draws from a {wanted}; give that, and nothing else")
+        if not isinstance(given, str | int) and len(given) == 0:
+            raise ValueError(f"{wanted} is empty; give one at least")
         if class_labels is not None:
-            given = [class_labels] if isinstance(class_labels, str | int) else class_labels
-            labels = torch.tensor([self._label(each) for each in given for _ in range(images)], dtype=torch.long)
+            named = [class_labels] if isinstance(class_labels, str | int) else class_labels
+            labels = torch.tensor([self._label(each) for each in named for _ in range(images)], dtype=torch.long)
             return labels.to(self._execution_device)
         texts = [prompt] if isinstance(prompt, str) else list(prompt or ())
         asked = Texts(tuple(text for text in texts for _ in range(images)), {})
@@ -242,8 +246,7 @@ class SnapGenPipeline(DiffusionPipeline):
 
     def _latent_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         sides = [self.config["image_size"] if side is None else side for side in (height, width)]
-        if any(side < 1 or side % self.downsampling for side in sides):
-            raise ValueError(f"height {sides[0]} and width {sides[1]} must be multiples of {self.downsampling}")
+        self.unet.check_sides("height x width", sides, self.downsampling)
         return sides[0] // self.downsampling, sides[1] // self.downsampling
 
     def _noise(

@@ -90,7 +90,7 @@ def test_a_kill_between_the_renames_leaves_the_previous_checkpoint_as_the_newest
 
 
 def test_continuing_where_nothing_is_does_not_start_from_scratch(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nothing to continue"):
+    with pytest.raises(FileNotFoundError, match="the run has saved none yet"):
         tiny_run.trainer_for(tmp_path, 2).fit(tiny_run.Tiny(), tiny_run.Stream(6), ckpt_path="last")
 
 

@@ -8,14 +8,22 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from coremltools.converters.mil import Builder as mb  # noqa: N813 (coremltools' own name for it)
+from coremltools.converters.mil.mil import Var, types
+from torch import Tensor
 
 from snapgen_pl.__main__ import main
 from snapgen_pl.export.ane_exceptions import EXCEPTIONS
+from snapgen_pl.export.chunks import cut
 from snapgen_pl.export.compress import compress
-from snapgen_pl.export.example import read_example
+from snapgen_pl.export.evaluate import evaluate
+from snapgen_pl.export.evaluate_ops import OPERATIONS
+from snapgen_pl.export.evaluate_ops.arguments import Arguments
+from snapgen_pl.export.example import Example, read_example
 from snapgen_pl.export.package import read_package
 from tests.export.exported_run import Exported
 from tests.export.lowered import package
+from tests.export.saved_program import model_of, saved
 from tests.export.test_generate_onnx import draw
 
 
@@ -158,6 +166,43 @@ def test_verify_does_not_compare_float32_with_itself(
             capsys.readouterr().err.split()
         )
     assert main(["export", "verify", str(alone), "--example", str(example)]) == 0
+
+
+def test_verify_judges_a_first_half_as_float16(
+    exported_classes: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = read_package(exported_classes.folder / "coreml" / "denoiser.mlpackage")
+    inputs = read_example(exported_classes.folder / "examples" / "denoiser.safetensors").inputs
+    first, _ = cut(whole, tmp_path / "denoiser.mlpackage", inputs)
+    assert {declared.dtype for declared in first.outputs.values()} == {"FLOAT32"}
+    assert main(["export", "verify", str(first.path)]) == 0
+    assert "against itself in float32: relative L2" in capsys.readouterr().out
+    own = {name: inputs[name] for name in first.inputs}
+    expected, file = evaluate(first, own, "float32").outputs, tmp_path / "first.safetensors"
+    words = ["export", "verify", str(first.path), "--example", str(file)]
+    Example(own, expected).write(file)
+    assert main(words) == 0
+    Example(own, {name: 1.1 * tensor for name, tensor in expected.items()}).write(file)
+    assert main(words) == 1
+    assert "fails gate B" in capsys.readouterr().err
+
+
+def test_verify_names_an_operation_that_it_does_not_know_before_it_evaluates_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def computed(a: Arguments) -> Tensor:
+        raise AssertionError("something was computed")
+
+    def pooled(x: Var) -> list[Var]:
+        return [mb.avg_pool(x=mb.relu(x=x), kernel_sizes=[2, 2], pad_type="valid", name="pooled")]
+
+    stranger = saved(tmp_path, model_of({"x": ((1, 4, 6, 6), types.fp16)}, pooled)).path
+    monkeypatch.setitem(OPERATIONS, "relu", computed)
+    assert main(["export", "verify", str(stranger)]) == 1
+    assert (
+        "the operation avg_pool 'pooled' is of a type that is not evaluated; export without it, or add it to "
+        "snapgen_pl.export.evaluate_ops"
+    ) in " ".join(capsys.readouterr().err.split())
 
 
 def test_verify_refuses_what_gives_something_else_and_what_is_no_package(

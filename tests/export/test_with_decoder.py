@@ -178,7 +178,7 @@ def test_what_is_no_run_of_a_decoder_is_refused_before_any_work(
     for decoder, said in (
         (run, f"{run} cannot be built as a decoder: the run's configuration has no decoder"),
         (str(tmp_path / "nowhere"), "no run there"),
-        (str(unfinished), "no last.ckpt in"),
+        (str(unfinished), f"no checkpoint in {unfinished}; the run has saved none yet"),
     ):
         for verb in (["generate", *WORDS], ["export"]):
             assert main([*verb, "--run", run, "--out", str(out), "--decoder", decoder]) != 0

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -281,5 +282,13 @@ def test_what_cannot_be_judged_is_named_before_anything_is_drawn(tmp_path: Path,
         metric.features(torch.zeros(1, 3, 8, 16, dtype=torch.uint8), ["a photo of a cat"])
 
 
-def test_the_detectors_names_are_those_of_the_prompts(judges: tuple[Path, Path]) -> None:
+def test_the_detectors_names_are_those_of_the_prompts(judges: tuple[Path, Path], tmp_path: Path) -> None:
     assert Detector(str(judges[0])).names == ("cat", "computer mouse", "dog")
+    folder = Path(shutil.copytree(judges[0], tmp_path / "detector"))
+    file = folder / "config.json"
+    for theirs, own in {
+        ("motorbike", "aeroplane", "sofa"): ("motorcycle", "airplane", "couch"),
+        ("pottedplant", "diningtable", "tvmonitor"): ("potted plant", "dining table", "tv"),
+    }.items():
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"id2label": dict(enumerate(theirs))}))
+        assert Detector(str(folder)).names == own

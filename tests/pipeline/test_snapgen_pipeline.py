@@ -293,7 +293,9 @@ def test_other_sizes_and_outputs(class_pipeline: Path) -> None:
         ({}, "draws from a class_labels"),
         ({"class_labels": "cow"}, r"no class 'cow' among the 2"),
         ({"class_labels": 2}, "class label 2 is not in 0 to 1"),
-        ({"class_labels": "cat", "height": 10}, "height 10 and width 16 must be multiples of 4"),
+        ({"class_labels": []}, "class_labels is empty; give one at least"),
+        ({"class_labels": "cat", "height": 10}, "height x width 10x16 is of no multiples of 8 pixels"),
+        ({"class_labels": "cat", "width": 12}, "height x width 16x12 is of no multiples of 8 pixels"),
         ({"class_labels": "cat", "output_type": "jpeg"}, "output_type is 'jpeg'; it must be one of pil"),
         ({"class_labels": "cat", "num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
         ({"class_labels": "cat", "num_inference_steps": 0}, "num_inference_steps is 0"),
@@ -305,6 +307,11 @@ def test_other_sizes_and_outputs(class_pipeline: Path) -> None:
 def test_what_cannot_be_drawn_is_refused(class_pipeline: Path, asked: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         opened(class_pipeline)(**asked)
+
+
+def test_no_prompt_at_all_is_refused(text_pipeline: Path) -> None:
+    with pytest.raises(ValueError, match="prompt is empty; give one at least"):
+        opened(text_pipeline)(prompt=[], seed=0)
 
 
 def test_an_export_is_whole_or_not_at_all(
