@@ -1,12 +1,14 @@
 """Exports a run when it is at its end."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
 
 from callbacks.sampling import ended_early
+from snapgen_pl.conditioning.conditioner import Conditioner
 from snapgen_pl.export.extra import require_all
-from snapgen_pl.export.folder import check_out, export_run
+from snapgen_pl.export.folder import check_out, check_whole, export_run
 from snapgen_pl.export.options import IOS, AttentionLayout, Options, Scheme
 from snapgen_pl.export.report import report_markdown
 from snapgen_pl.export.verbs import say
@@ -25,9 +27,11 @@ class ANEExport(L.Callback):
         attention: see :class:`~snapgen_pl.export.options.Options`.
         target: likewise.
         compress: likewise.
+        whole: likewise.
+        chunk_above: likewise.
 
     Raises:
-        ValueError: where the target does not have that attention.
+        ValueError: where the target does not have that attention, or an option would have no effect.
     """
 
     def __init__(
@@ -36,19 +40,29 @@ class ANEExport(L.Callback):
         attention: AttentionLayout = "split",
         target: IOS = 17,
         compress: Scheme | None = None,
+        whole: Sequence[str] = (),
+        chunk_above: float = 500.0,
     ) -> None:
-        self.out, self.options = out, Options(attention=attention, target=target, compress=compress)
+        self.out = out
+        self.options = Options(
+            attention=attention, target=target, compress=compress, whole=tuple(whole), chunk_above=chunk_above
+        )
         self.options.check()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Says before training what would be missing after it.
 
         Raises:
-            ValueError: where a package of the ``export`` extra is not installed, or the folder is another's.
+            ValueError: where a package of the ``export`` extra is not installed, the folder is another's, the module
+                draws nothing, or a graph that is to stay whole is none of its.
         """
         if stage == "fit":
             require_all()
             check_out(self._folder(trainer))
+            conditioner = getattr(pl_module, "conditioner", None)
+            if not isinstance(conditioner, Conditioner):
+                raise ValueError(f"{type(pl_module).__name__} draws no images to export; leave ANEExport out")
+            check_whole(self.options.whole, conditioner)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Exports, on the first process."""

@@ -22,6 +22,7 @@ _UNRECOGNIZED = re.compile(r"unrecognized arguments: --([\w.]+)")
 _MISSING = re.compile(r"the following arguments are required: (?:\w+\.)?([\w.]+)")
 _NO_CLASS = re.compile(r"module '([^']+)' has no attribute '([^']+)'")
 _DEAD_WORKER = "DataLoader worker"  # so PyTorch begins to tell of one
+_LISTS = ("<class 'collections.abc.Sequence'>", "<class 'list'>", "<class 'tuple'>")
 _EXPECTED = re.compile(r"Expected an? (.+?)\. Got value: (.*)")
 
 
@@ -88,7 +89,8 @@ def explain(message: str, known: Iterable[str]) -> UsageError:
             class_path,
         )
     if match := _EXPECTED.fullmatch(reason):
-        return UsageError(f"expected {_type_name(match[1])}, got {match[2]!r}", ".".join(keys), match[2])
+        wanted = f"a list such as [{match[2]}]" if match[1] in _LISTS else _type_name(match[1])
+        return UsageError(f"expected {wanted}, got {match[2]!r}", ".".join(keys), match[2])
     return UsageError(reason, ".".join(keys))
 
 

@@ -38,6 +38,12 @@ class Trained(ABC):
         return arguments(self.config.get("model"))
 
     @property
+    def module_name(self) -> str:
+        """The name of its module's class; empty where the configuration names none."""
+        model = self.config.get("model")
+        return str(model.get("class_path", "")).rpartition(".")[2] if isinstance(model, dict) else ""
+
+    @property
     @abstractmethod
     def origin(self) -> str:
         """Where the weights are from, in words."""

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,12 +31,16 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     Where it is left by an exception, ``path`` is what it was, and the part is removed. What was at ``path`` is removed
     once the new one stands there; a kill between the two renames leaves it as ``<name>.old``.
+
+    All in it can be read by whom the umask lets, whatever kept it to itself before it came here, such as a temporary
+    folder.
     """
     part, old = (path.with_name(path.name + ending) for ending in (".part", ".old"))
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         yield part
+        _open_up(part)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
@@ -44,6 +49,17 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _open_up(folder: Path) -> None:
+    """Gives all in a folder that was made here, and so has the mode that the umask leaves, the like of its mode."""
+    allowed = folder.stat().st_mode & 0o777
+    for path in folder.rglob("*"):
+        if path.is_symlink():  # what it points to may be another's
+            continue
+        mode = path.stat().st_mode
+        runs = path.is_dir() or mode & stat.S_IXUSR
+        path.chmod(stat.S_IMODE(mode) & ~0o777 | (allowed if runs else allowed & 0o666))
 
 
 def is_file(path: Path) -> bool:

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,19 @@ def test_a_folder_that_failed_leaves_the_old_one_and_no_part(tmp_path: Path) -> 
         fill_halfway(path)
     assert [file.name for file in path.iterdir()] == ["whole"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_was_private_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    path, mine = tmp_path / "export", tmp_path / "mine"
+    mine.touch(0o600)
+    before = os.umask(0o027)
+    try:
+        with whole_folder(path) as part:
+            (part / "inner").mkdir(0o700)
+            (part / "inner" / "weights").touch(0o600)
+            (part / "script").touch(0o700)
+            (part / "link").symlink_to(mine)
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in path.rglob("*")}
+    assert modes == {"inner": 0o750, "weights": 0o640, "script": 0o750, "link": 0o600}

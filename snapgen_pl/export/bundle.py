@@ -19,19 +19,20 @@ from typing import Any
 
 from snapgen_pl.conditioning.partial_texts import PartialTexts
 from snapgen_pl.conditioning.token_ids import SavedTokenizer
-from snapgen_pl.config_files import Value, as_value, load_config
+from snapgen_pl.config_files import Value, as_value
 from snapgen_pl.drawing import built_module
 from snapgen_pl.export import mac
 from snapgen_pl.export.bundle_readme import bundle_readme
 from snapgen_pl.export.chunks import chunk_paths
 from snapgen_pl.export.compress import METADATA
-from snapgen_pl.export.folder import CONFIG, COREML, ExportedRun, open_exported
+from snapgen_pl.export.descriptions import IMAGE_RANGE
+from snapgen_pl.export.folder import AGAIN, COREML, MANIFEST, ExportedRun, open_exported
 from snapgen_pl.export.graphs import CONTEXT, DECODER, DENOISER, text_graph
 from snapgen_pl.export.package import Package, read_package
 from snapgen_pl.export.program import IOS_OF
 from snapgen_pl.export.stand_ins import ProgramEncoder
 from snapgen_pl.flow.samplers import Euler, Renoising, Sampler
-from snapgen_pl.pipeline.ingredients import Ingredient, ingredients
+from snapgen_pl.pipeline.ingredients import MADE_FROM, Ingredient, of_facts
 from snapgen_pl.pipeline.terms import notice
 from snapgen_pl.whole_files import check_empty, whole_folder, write_json, write_text
 
@@ -58,6 +59,8 @@ def bundle(exported: str, out: str, steps: int | None = None) -> str:
         ValueError: for a folder that is no export or holds no packages, a run on classes, and another sampler.
     """
     source, folder = open_exported(exported, "coreml"), Path(out)
+    if folder.resolve().is_relative_to(source.folder.resolve()):
+        raise ValueError(f"--out {out} lies in {exported}, which holds an export alone; choose another folder")
     check_empty(folder)
     module = built_module(source.config)
     if not isinstance(module.conditioner, PartialTexts):
@@ -65,7 +68,7 @@ def bundle(exported: str, out: str, steps: int | None = None) -> str:
     sampler = _sampler(module.sampler, steps)
     texts = module.conditioner.text_encoders
     names = bundle_names(list(texts))
-    made_from = ingredients(load_config(source.folder / CONFIG))
+    made_from = _made_from(source)
     with whole_folder(folder) as part:
         packages = {graph: _copied(source.folder / COREML / f"{graph}.mlpackage", part, name)
                     for graph, name in names.items()}  # fmt: skip
@@ -90,6 +93,17 @@ def bundle_names(encoders: Sequence[str]) -> dict[str, str]:
     for number, encoder in enumerate(encoders, start=1):
         names[text_graph(encoder)] = "TextEncoder" + (str(number) if number > 1 else "")
     return names
+
+
+def _made_from(source: ExportedRun) -> list[Ingredient]:
+    """What the export says that its run, and a decoder in it, were made from: those runs need not be at hand."""
+    listed = source.manifest.get(MADE_FROM)
+    try:
+        if isinstance(listed, list):
+            return [of_facts(each) for each in listed]
+    except ValueError as error:
+        raise ValueError(f"{source.folder / MANIFEST} is damaged: {error}; {AGAIN}") from error
+    raise ValueError(f"{source.folder / MANIFEST} does not say what the run was made from; {AGAIN}")
 
 
 def _sampler(own: Sampler, steps: int | None) -> Sampler:
@@ -162,7 +176,7 @@ def _content(
     content = {
         "kind": KIND,
         **{key: value for key, value in source.facts().items() if key != "backend"},
-        "commit": source.manifest["commit"],
+        **{key: source.manifest.get(key) for key in ("module", "commit", "exported_by")},
         "minimum_ios": ios,
         "minimum_macos": MACOS_OF[ios],
         "models": {graph: _model(parts) for graph, parts in packages.items()},
@@ -181,6 +195,7 @@ def _content(
             "shift": decoder.get("shift"),
             "undone_by": names[DECODER],
         },
+        "image": {"range": list(IMAGE_RANGE)},
         "licences": [each.facts() for each in made_from],
     }
     found = as_value(content)

@@ -58,6 +58,7 @@ def _drawing(content: Mapping[str, Any]) -> str:
     return (
         f"{content['sampler']} at the times {times}; 1 is noise, and the velocity is noise - data. {guided} Latents "
         f"{tuple(latents['shape'])} go to the decoder as they are: it undoes their scale and shift itself{scaled}. "
+        f"Images come in about {content['image']['range']}: pixels are 127.5 x + 128, cut off at 0 and 255. "
         "`draw_on_mac.py` shows every step, and `bundle.json` has every number."
     )
 

@@ -48,6 +48,9 @@ from snapgen_pl.export.options import Options
 from snapgen_pl.export.package_program import PackageProgram
 from snapgen_pl.export.programs import OnnxProgram, Program
 from snapgen_pl.export.report import GraphRecord, report_json, report_markdown
+from snapgen_pl.last_start import LastStart
+from snapgen_pl.pipeline.ingredients import MADE_FROM, ingredients
+from snapgen_pl.pipeline.licences import most_restrictive
 from snapgen_pl.provenance import describe_code, describe_machine
 from snapgen_pl.runs import Run
 from snapgen_pl.trained_run import TrainedRun, arguments
@@ -55,6 +58,7 @@ from snapgen_pl.whole_files import is_empty, is_file, read_json, whole_folder, w
 
 MANIFEST, CONFIG, REPORT = "manifest.json", "config.yaml", "report"
 ONNX, COREML, EXAMPLES, TOKENIZERS = "onnx", "coreml", "examples", "tokenizers"
+WRITTEN = frozenset((MANIFEST, CONFIG, f"{REPORT}.json", f"{REPORT}.md", ONNX, COREML, EXAMPLES, TOKENIZERS))
 KIND = "snapgen_pl.export"  # tells its manifest from a run's
 AGAIN = "export the run again"
 
@@ -118,7 +122,7 @@ def export_run(
     check_out(out)
     module = built_module(source.config)
     if coreml is not None:
-        _check_whole(coreml.whole, module.conditioner)
+        check_whole(coreml.whole, module.conditioner)
     classes = source.classes() if module.takes == "label" else ()
     module.ready(source.folder, (), classes)
     source.load(module)
@@ -135,12 +139,17 @@ def export_run(
 
 
 def check_out(out: Path) -> None:
-    """Raises ValueError where there is something else than an export, which is not to be replaced."""
-    if not is_empty(out) and not is_export(out):
-        raise ValueError(f"--out {out} is neither empty nor an export; choose another folder")
+    """Raises ValueError where there is something else than an export, or beside one, which is not to be replaced."""
+    if is_empty(out):
+        return
+    if not is_export(out):
+        raise ValueError(f"{out} is neither empty nor an export; choose another folder")
+    if strangers := sorted({each.name for each in out.iterdir()} - WRITTEN):
+        raise ValueError(f"{out} holds what no export wrote and a new one would delete ({', '.join(strangers[:3])}); "
+                         "move it elsewhere, or choose another folder")  # fmt: skip
 
 
-def _check_whole(whole: Sequence[str], conditioner: Conditioner) -> None:
+def check_whole(whole: Sequence[str], conditioner: Conditioner) -> None:
     """Raises ValueError for a name that shall not be compressed, and is no graph's."""
     names = graph_names(conditioner)
     for name in whole:
@@ -163,13 +172,21 @@ def run_facts(source: TrainedRun, module: Exportable) -> dict[str, Value]:
     Args:
         source: the run.
         module: of it, ready.
+
+    Raises:
+        ValueError: where the run's manifest is missing or damaged.
     """
     decoder = {} if source.decoder is None else {"trained": _weights_facts(source.decoder)}
+    made_from = ingredients(source.config)
+    whole = most_restrictive(each.licence for each in made_from)
     return {
         **_weights_facts(source),
-        "module": type(module).__qualname__,
+        "module": source.module_name,
         "decoder": {**module.autoencoder.decoding(), **decoder},
-        "commit": describe_code().commit,
+        "commit": LastStart(source.folder).said(str, "code", "commit"),
+        "exported_by": describe_code().commit,
+        "licence": "unknown" if whole is None else whole.name,
+        MADE_FROM: [each.facts() for each in made_from],
     }
 
 
@@ -294,6 +311,7 @@ def _is_whole(manifest: Mapping[str, Value]) -> bool:
             "checkpoint": str(),
             "step": int(),
             "weights": str(),
+            "decoder": dict(),
             "classes": list(classes),
             "num_classes": int() | None,
             "encoders": dict(encoders),
@@ -347,7 +365,7 @@ def _stand_ins(folder: Path, manifest: Mapping[str, Value], backend: Backend) ->
     def program(graph: str) -> Value:
         file = folder / place / f"{graph}{ending}"
         if not os.path.exists(file):  # noqa: PTH110  (as in is_file)
-            raise ValueError(f"{file} is missing; export the run with --formats onnx,coreml")
+            raise ValueError(f"{file} is missing; {AGAIN}, and leave --formats out: both are made by default")
         return class_value(kind, path=str(file))
 
     conditioner: Value

@@ -33,6 +33,10 @@ class Options(NamedTuple):
     whole: tuple[str, ...] = ()
     chunk_above: float = 500.0
 
+    def changed(self) -> list[str]:
+        """The names of those that are not as they are by default."""
+        return [name for name, value in self._field_defaults.items() if getattr(self, name) != value]
+
     def check(self) -> None:
         """Raises ValueError for an attention that the target does not have, and for what would have no effect."""
         if self.attention == "sdpa" and self.target < 18:

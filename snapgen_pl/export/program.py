@@ -7,6 +7,8 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
+import snapgen_pl
+from snapgen_pl.export.descriptions import HANDED_OVER, describe_graph, describe_value
 from snapgen_pl.export.extra import require
 from snapgen_pl.export.package import Package
 
@@ -71,5 +73,21 @@ def save_program(program: Any, path: Path, ios: int, pipeline: Any, metadata: Ma
             skip_model_load=True,
         )
     model.user_defined_metadata.update(metadata)
+    _describe(model, metadata)
     model.save(str(path))
     shutil.rmtree(model.package_path)  # coremltools would hold it elsewhere on the disk until the process ends
+
+
+def _describe(model: Any, metadata: Mapping[str, str]) -> None:
+    """Says what apps and Xcode show, of a graph that says which it is."""
+    model.version = snapgen_pl.__version__
+    model.license = metadata.get("snapgen_pl.licence", "")
+    if (graph := metadata.get("snapgen_pl.graph")) is None:
+        return
+    halved = False
+    for described in (model.input_description, model.output_description):
+        for name in described:
+            if (told := describe_value(graph, name)) is None:
+                halved, told = True, HANDED_OVER
+            described[name] = told
+    model.short_description = describe_graph(graph) + (" One of two halves." if halved else "")

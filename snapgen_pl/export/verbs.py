@@ -62,6 +62,9 @@ def export(
     options = Options(
         attention=attention, target=target, compress=compress, whole=tuple(whole), chunk_above=chunk_above
     )
+    if "coreml" not in formats and (idle := options.changed()):
+        flags = ", ".join(f"--{name}" for name in idle)
+        raise ValueError(f"{flags} would have no effect on ONNX files alone; leave that out, or --formats")
     options.check()
     require_all()
     source = with_decoder(open_run(run), decoder)

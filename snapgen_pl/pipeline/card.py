@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 from snapgen_pl import checkpoints
 from snapgen_pl.config_files import Value
+from snapgen_pl.last_start import LastStart
 from snapgen_pl.markdown import table
 from snapgen_pl.metrics.sample_metric import Score
 from snapgen_pl.metrics.sample_report import read_report
@@ -17,10 +18,7 @@ from snapgen_pl.pipeline.places import TEXT_ENCODERS
 from snapgen_pl.pipeline.snapgen_pipeline import SnapGenPipeline
 from snapgen_pl.pipeline.terms import known, terms
 from snapgen_pl.pretrained_folder import HUB_NAME
-from snapgen_pl.runs import Run
 from snapgen_pl.trained_run import TrainedRun
-
-T = TypeVar("T")
 
 METRICS = "metrics.json"
 _STAGES = {
@@ -110,13 +108,11 @@ def _drawing(pipeline: SnapGenPipeline, name: str) -> str:
 
 
 def _training(source: TrainedRun, pipeline: SnapGenPipeline, seen: int | None) -> str:
-    start = _LastStart(source.folder)
-    model = source.config["model"]
-    module = str(model.get("class_path")).rpartition(".")[2] if isinstance(model, dict) else ""
+    start = LastStart(source.folder)
     changes = {True: ", with changes that are not in it", False: "", None: ", whether changed is unknown"}
     packages = start.said(dict, "packages") or {}
     rows = {
-        "stage": _STAGES.get(module, module),
+        "stage": _STAGES.get(source.module_name, source.module_name),
         "weights": f"averaged (EMA), after {checkpoints.step_of(source.checkpoint):,} steps of the optimizer and "
         f"{'an unknown number of' if seen is None else f'{seen:,}'} images",
         "data": _data(source, start),
@@ -132,41 +128,7 @@ def _training(source: TrainedRun, pipeline: SnapGenPipeline, seen: int | None) -
     return table(("", ""), ((key, value) for key, value in rows.items() if value not in (None, "")))
 
 
-class _LastStart:
-    """What a run's manifest says of its last start.
-
-    Args:
-        folder: the run's.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        run = Run(folder)
-        self._manifest, self._start = run.manifest, run.starts()[-1]
-
-    def said(self, kind: type[T], *keys: str) -> T | None:
-        """An entry; None where it is null or not there.
-
-        Args:
-            kind: its type.
-            keys: those that lead to it.
-
-        Raises:
-            ValueError: where it is of another type.
-        """
-        found: object = self._start
-        for depth, key in enumerate(keys):
-            expected = kind if depth + 1 == len(keys) else dict
-            found = found.get(key) if isinstance(found, dict) else None
-            if found is not None and not isinstance(found, expected):
-                raise ValueError(
-                    f"{self._manifest} is damaged: {'.'.join(keys[: depth + 1])} is {found!r}, which is no "
-                    f"{expected.__name__}; put it back"
-                )
-        assert found is None or isinstance(found, kind)
-        return found
-
-
-def _data(source: TrainedRun, start: _LastStart) -> str:
+def _data(source: TrainedRun, start: LastStart) -> str:
     config = source.config.get("data")
     settings = config.get("init_args") if isinstance(config, dict) else None
     kind = settings.get("source") if isinstance(settings, dict) else None

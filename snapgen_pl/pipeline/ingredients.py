@@ -35,7 +35,7 @@ class Ingredient(NamedTuple):
     through: str = ""
 
     def facts(self) -> dict[str, Value]:
-        """For a model card."""
+        """For a model card, or a manifest."""
         return {**self._asdict(), "licence": None if self.licence is None else self.licence.name}
 
 
@@ -60,6 +60,18 @@ def ingredients(config: dict[str, Value], through: str = "", seen: Sequence[Path
     for each in found:
         once.setdefault((each.role, each.name), each)
     return list(once.values())
+
+
+def of_facts(facts: object) -> Ingredient:
+    """The ingredient that :meth:`Ingredient.facts` are of; a licence of a name that is not known here is not known.
+
+    Raises:
+        ValueError: where they are damaged.
+    """
+    match facts:
+        case {"role": str(role), "name": str(name), "licence": str() | None as licence, "through": str(through)}:
+            return Ingredient(role, name, None if licence is None else BY_NAME.get(licence), through)
+    raise ValueError(f"{facts!r} does not say what a run was made from")
 
 
 def _data(data: dict[str, Value], through: str) -> Iterator[Ingredient]:
@@ -117,10 +129,7 @@ def _of_card(role: str, folder: Path) -> list[Ingredient]:
     try:
         _, head, _ = (folder / CARD).read_text(encoding="utf-8").split("---\n", 2)
         listed = yaml.safe_load(head)[MADE_FROM]
-        return [
-            Ingredient(str(each["role"]), str(each["name"]), BY_NAME.get(each["licence"]), folder.name)
-            for each in listed
-        ]
+        return [of_facts(each)._replace(through=folder.name) for each in listed]
     except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
         return [Ingredient(role, f"{folder.name}, a pipeline whose card does not say", None)]
 

@@ -28,6 +28,9 @@ from snapgen_pl.export.example import read_example
 from snapgen_pl.export.mac import draw_on_mac
 from snapgen_pl.export.package import read_package
 from snapgen_pl.flow.noise import initial_noise, step_noise
+from snapgen_pl.pipeline.ingredients import Ingredient
+from snapgen_pl.pipeline.licences import STABILITY
+from snapgen_pl.whole_files import write_json
 from tests.conditioning import tiny_gemma, tiny_t5
 from tests.conditioning.tiny_sd3 import save_clip_tokenizer
 from tests.export.exported_run import Exported
@@ -139,6 +142,38 @@ def test_the_manifest_says_what_it_takes_to_draw(exported_texts: Exported, tmp_p
     page = (tmp_path / "bundle" / "README.md").read_text()
     assert "| Unet | denoiser |" in page
     assert "Guided by 2 at times in (0.0, 1.0)" in page
+    start = json.loads((exported_texts.run / "manifest.json").read_text())["starts"][-1]
+    assert (manifest["module"], manifest["commit"]) == ("Pretrain", start["code"]["commit"])
+    assert manifest["image"] == {"range": [-1, 1]}
+    assert "Images come in about [-1, 1]" in page
+
+
+def test_what_the_export_was_made_from_goes_along(exported_texts: Exported, tmp_path: Path) -> None:
+    """That of a decoder too, whose run is not at hand."""
+    exported = changed(exported_texts, tmp_path / "exported")
+    manifest = json.loads((exported / "manifest.json").read_text())
+    decoder = Ingredient("autoencoder", "stabilityai/stable-diffusion-3.5-large", STABILITY, "decoder")
+    manifest["made_from"] += [decoder.facts()]
+    write_json(manifest, exported / "manifest.json")
+    bundle = bundled(exported, tmp_path / "bundle")
+    assert bundle.manifest["licences"][-1] == decoder.facts()
+    assert "**Powered by Stability AI**" in (page := (bundle.folder / "README.md").read_text())
+    assert f"| autoencoder of decoder | {decoder.name} |" in page
+    assert STABILITY.notice in (bundle.folder / "NOTICE").read_text()
+
+
+@pytest.mark.parametrize("listed", [None, "MIT", [{"role": "data", "name": "photos", "licence": 1, "through": ""}]])
+def test_an_export_that_does_not_say_what_it_was_made_from_is_refused(
+    exported_texts: Exported, tmp_path: Path, listed: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported = changed(exported_texts, tmp_path / "exported")
+    manifest = json.loads((exported / "manifest.json").read_text())
+    write_json(manifest | {"made_from": listed}, exported / "manifest.json")
+    assert main(["export", "bundle", "--exported", str(exported), "--out", str(tmp_path / "bundle")]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "does not say what" in said
+    assert "was made from; export the run again" in said
+    assert not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.parametrize(("name", "pad"), [("clip_l", "<|endoftext|>"), ("clip_g", "!")])
@@ -224,6 +259,7 @@ def test_what_cannot_be_bundled_is_said(
         (exported_classes.folder, "out", "draws classes, a bundle draws prompts"),
         (other, "out", "a bundle draws by Euler or Renoising: give --steps"),
         (exported_texts.folder, "full", "is not an empty folder"),
+        (other, "sde/bundle", "which holds an export alone; choose another folder"),
         (exported_texts.run, "out", "holds no exported run"),
     ):
         assert main(["export", "bundle", "--exported", str(exported), "--out", str(tmp_path / out)]) == 1

@@ -130,6 +130,15 @@ def test_a_damaged_export_is_named(exported_classes: Exported, tmp_path: Path, f
         open_exported(str(folder), "onnx")
 
 
+@pytest.mark.parametrize("key", ["step", "decoder", "graphs"])
+def test_a_manifest_without_what_it_takes_is_named(exported_classes: Exported, tmp_path: Path, key: str) -> None:
+    manifest = json.loads((exported_classes.folder / "manifest.json").read_text())
+    del manifest[key]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="does not say what was exported; export the run again"):
+        open_exported(str(tmp_path), "onnx")
+
+
 def test_the_manifest_says_what_was_exported(exported_texts: Exported) -> None:
     manifest = json.loads((exported_texts.folder / "manifest.json").read_text())
     assert (manifest["run"], manifest["step"], manifest["weights"], manifest["classes"]) == ("texts", 2, "EMA", [])

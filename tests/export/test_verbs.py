@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +11,24 @@ import torch
 import yaml
 from coremltools.converters.mil import Builder as mb  # noqa: N813 (coremltools' own name for it)
 from coremltools.converters.mil.mil import Var, types
+from coremltools.proto import Model_pb2
 from torch import Tensor
 
+import snapgen_pl
 from snapgen_pl.__main__ import main
 from snapgen_pl.export.ane_exceptions import EXCEPTIONS
 from snapgen_pl.export.chunks import cut
 from snapgen_pl.export.compress import compress
+from snapgen_pl.export.descriptions import HANDED_OVER
 from snapgen_pl.export.evaluate import evaluate
 from snapgen_pl.export.evaluate_ops import OPERATIONS
 from snapgen_pl.export.evaluate_ops.arguments import Arguments
 from snapgen_pl.export.example import Example, read_example
+from snapgen_pl.export.mil import read_graph
 from snapgen_pl.export.package import read_package
 from tests.export.exported_run import Exported
 from tests.export.lowered import package
-from tests.export.saved_program import model_of, saved
+from tests.export.saved_program import MODEL, model_of, saved
 from tests.export.test_generate_onnx import draw
 
 
@@ -48,7 +53,7 @@ def test_onnx_alone_leaves_the_run_as_it_is_and_replaces_an_older_export(
         main(["generate", "--run", str(out), "--out", str(tmp_path / "x"), "--classes", "cat", "--backend", "coreml"])
         == 1
     )
-    assert ".mlpackage is missing; export the run with --formats onnx,coreml" in " ".join(
+    assert ".mlpackage is missing; export the run again, and leave --formats out: both are made by default" in " ".join(
         capsys.readouterr().err.split()
     )
 
@@ -233,15 +238,97 @@ def test_what_cannot_be_is_said_before_any_work(
             "no graph 'denoisr' to keep whole among denoiser, decoder, context",
         ),
         (["--out", out, "--chunk_above", "0"], "give a number above 0"),
+        (
+            ["--out", out, "--formats", "[onnx]", "--compress", "int8", "--target", "18"],
+            "--target, --compress would have no effect on ONNX files alone; leave that out, or --formats",
+        ),
     ):
         assert main(["export", "--run", run, *words]) == 1
         assert said in " ".join(capsys.readouterr().err.split())
     assert not Path(out).exists()
 
 
-def fit(exported: Exported, folder: Path, callback: dict[str, object]) -> int:
+def test_a_list_that_is_none_is_shown_as_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--run", "r", "--out", "o", "--formats", "onnx,coreml"]) == 2
+    assert "formats: expected a list such as [onnx,coreml], got 'onnx,coreml'" in capsys.readouterr().err
+
+
+def test_what_no_export_wrote_is_not_deleted(
+    exported_classes: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(exported_classes.folder, out)
+    (out / "mine.txt").write_text("mine")
+    (out / "bundle").mkdir()
+    before = files(out)
+    assert main(["export", "--run", str(exported_classes.run), "--out", str(out), "--formats", "[onnx]"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "holds what no export wrote and a new one would delete (bundle, mine.txt); move it elsewhere" in said
+    assert files(out) == before
+
+
+def test_files_say_which_code_trained_and_which_exported(exported_classes: Exported, tmp_path: Path) -> None:
+    """A run that distilled steps, by an earlier commit; it draws as Pretrain."""
+    run = Path(shutil.copytree(exported_classes.run, tmp_path / "run"))
+    config, manifest = (run / name for name in ("config.yaml", "manifest.json"))
+    content = yaml.safe_load(config.read_text())
+    content["model"]["class_path"] = "snapgen_pl.modules.step_distill.StepDistill"
+    config.write_text(yaml.safe_dump(content))
+    said = json.loads(manifest.read_text())
+    said["starts"][-1]["code"]["commit"] = "0123abc"
+    manifest.write_text(json.dumps(said))
+    assert main(["export", "--run", str(run), "--out", str(tmp_path / "out"), "--formats", "[onnx]"]) == 0
+    told = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (told["module"], told["commit"]) == ("StepDistill", "0123abc")
+    assert told["exported_by"] == told["code"]["commit"] != "0123abc"
+    metadata = read_graph(tmp_path / "out" / "onnx" / "denoiser.onnx").metadata
+    assert (metadata["snapgen_pl.module"], metadata["snapgen_pl.commit"]) == ("StepDistill", "0123abc")
+
+
+def test_all_may_read_what_the_umask_lets(exported_texts: Exported) -> None:
+    (allowed,) = {path.stat().st_mode & 0o777 for path in (exported_texts.folder, exported_texts.folder / "onnx")}
+    assert allowed & 0o077, "the tests' own umask keeps all to itself"
+    for path in exported_texts.folder.rglob("*"):
+        assert path.stat().st_mode & 0o777 == (allowed if path.is_dir() else allowed & 0o666), path
+
+
+def described(package: Path) -> Model_pb2.ModelDescription:
+    model = Model_pb2.Model()
+    model.ParseFromString((package / MODEL).read_bytes())
+    return model.description
+
+
+def test_packages_say_what_goes_in_and_comes_out(exported_texts: Exported, tmp_path: Path) -> None:
+    for path in (exported_texts.folder / "coreml").iterdir():
+        said = described(path)
+        assert all(each.shortDescription for each in (*said.input, *said.output)), path
+        assert said.metadata.shortDescription
+        assert (said.metadata.versionString, said.metadata.license) == (snapgen_pl.__version__, "unknown")
+    denoiser = exported_texts.folder / "coreml" / "denoiser.mlpackage"
+    inputs = {each.name: each.shortDescription for each in described(denoiser).input}
+    assert "1 is noise, 0 is data" in inputs["timestep"]
+    context = described(exported_texts.folder / "coreml" / "context.mlpackage").input
+    (pooled,) = (each.shortDescription for each in context if each.name == "clip_l_pooled")
+    assert pooled.startswith("Of the text encoder clip_l. ")
+    (image,) = described(exported_texts.folder / "coreml" / "decoder.mlpackage").output
+    assert "about [-1, 1]" in image.shortDescription
+
+    small = tmp_path / "denoiser.mlpackage"
+    compress(read_package(denoiser), small, "palette8")
+    whole = described(small)
+    assert [each.shortDescription for each in whole.input] == list(inputs.values())
+    example = read_example(exported_texts.folder / "examples" / "denoiser.safetensors")
+    for half in cut(read_package(small), small, example.inputs):
+        said = described(half.path)
+        assert said.metadata.shortDescription == whole.metadata.shortDescription + " One of two halves."
+        for each in said.input:
+            assert each.shortDescription == inputs.get(each.name, HANDED_OVER)
+    assert said.output[0].shortDescription == whole.output[0].shortDescription
+
+
+def fit(run: Path, folder: Path, callback: Mapping[str, object]) -> int:
     """Trains such a run anew, with a callback."""
-    config = yaml.safe_load((exported.run / "config.yaml").read_text())
+    config = yaml.safe_load((run / "config.yaml").read_text())
     config |= {"runs": str(folder), "name": "again"}
     config["trainer"]["callbacks"] = [callback]
     file = folder / "again.yaml"
@@ -250,17 +337,35 @@ def fit(exported: Exported, folder: Path, callback: dict[str, object]) -> int:
 
 
 def test_a_run_exports_itself_at_its_end(exported_classes: Exported, tmp_path: Path) -> None:
-    assert fit(exported_classes, tmp_path, {"class_path": "callbacks.ane_export.ANEExport"}) == 0
+    options = {"compress": "int8", "whole": ["decoder", "context"], "chunk_above": 0.1}
+    assert (
+        fit(exported_classes.run, tmp_path, {"class_path": "callbacks.ane_export.ANEExport", "init_args": options}) == 0
+    )
     export = tmp_path / "again" / "export"
     manifest = json.loads((export / "manifest.json").read_text())
     assert (manifest["step"], manifest["run"]) == (2, "again")
-    assert (export / "coreml" / "denoiser.mlpackage").is_dir()
+    assert (export / "coreml" / "denoiser_chunk2.mlpackage").is_dir()
+    graphs = json.loads((export / "report.json").read_text())["graphs"]
+    assert [name for name, graph in graphs.items() if graph["coreml"]["compressed"]] == ["denoiser"]
 
 
 def test_a_run_that_cannot_be_exported_says_so_before_it_trains(
     exported_classes: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    taken = {"class_path": "callbacks.ane_export.ANEExport", "init_args": {"out": str(exported_classes.run)}}
-    assert fit(exported_classes, tmp_path, taken) == 1
-    assert "is neither empty nor an export" in " ".join(capsys.readouterr().err.split())
+    taken = str(exported_classes.run)
+    for options, message in (
+        ({"out": taken}, f"error: {taken} is neither empty nor an export"),
+        ({"compress": "int8", "whole": ["text_minilm"]}, "no graph 'text_minilm' to keep whole among denoiser"),
+    ):
+        callback = {"class_path": "callbacks.ane_export.ANEExport", "init_args": options}
+        assert fit(exported_classes.run, tmp_path, callback) == 1
+        assert message in " ".join(capsys.readouterr().err.split())
+        assert not (tmp_path / "again" / "last.ckpt").exists()
+
+
+def test_a_run_that_draws_nothing_says_so_before_it_trains(
+    decoder_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(decoder_run, tmp_path, {"class_path": "callbacks.ane_export.ANEExport"}) == 1
+    assert "TrainDecoder draws no images to export; leave ANEExport out" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "again" / "last.ckpt").exists()

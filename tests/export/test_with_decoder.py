@@ -22,7 +22,7 @@ from snapgen_pl.drawing import built_module
 from snapgen_pl.images import to_uint8
 from snapgen_pl.models.decoder import Decoder, Stage
 from snapgen_pl.png import read_picture
-from snapgen_pl.trained_run import open_run
+from snapgen_pl.trained_run import arguments, open_run
 from tests.export.exported_run import Exported, part, patch_pca
 from tests.export.test_generate_onnx import draw
 
@@ -140,6 +140,27 @@ def test_what_is_exported_decodes_as_the_decoder(
     assert max(np.abs(image - by_onnx[name]).max() for name, image in by_torch.items()) <= 1
     drawn = json.loads((tmp_path / "onnx" / "manifest.json").read_text())
     assert drawn["decoder"] == manifest["decoder"]
+
+
+def test_what_the_decoder_was_made_from_goes_along(
+    exported_classes: Exported, decoder_run: Path, tmp_path: Path
+) -> None:
+    """The decoder learned from emoji, whose licences ask for something; the run from photographs."""
+    decoder, out = copied(decoder_run, tmp_path), tmp_path / "out"
+    config = load_config(decoder / "config.yaml")
+    arguments(config["data"])["source"] = part("data.emoji.Emoji", styles=["twemoji"])
+    (decoder / "config.yaml").write_text(yaml.safe_dump(config))
+    words = ["--run", str(exported_classes.run), "--decoder", str(decoder), "--formats", "[onnx]"]
+    assert main(["export", *words, "--out", str(out)]) == 0
+    shutil.rmtree(decoder)
+    told = json.loads((out / "manifest.json").read_text())["made_from"]
+    assert {
+        "role": "data",
+        "name": "Twemoji, Twitter, Inc and other contributors",
+        "licence": "CC-BY-4.0",
+        "through": "copy",
+    } in told
+    assert len(draw(out, tmp_path / "drawn", *WORDS, "--backend", "onnx")) == 4
 
 
 def test_saturated_latents_keep_to_float16_or_the_gate_says_so(
