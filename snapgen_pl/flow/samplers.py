@@ -23,6 +23,9 @@ VelocityFn = Callable[[Tensor, float], Tensor]
 StepNoise = Callable[[int], Tensor]
 
 
+_MOST_STEPS = 100_000  # a sampler may come of anybody's file; its times are a list
+
+
 class NamedSampler(Protocol):
     """What records need of a sampler, besides its ``repr``."""
 
@@ -37,7 +40,7 @@ class Sampler(ABC):
     """Integrates a velocity from noise to data.
 
     Args:
-        steps: steps from t = 1 to t = 0.
+        steps: steps from t = 1 to t = 0, at most 100,000.
         shift: s of ``shift_time``, applied to the grid; the shift of the training density belongs here too.
     """
 
@@ -45,8 +48,8 @@ class Sampler(ABC):
     shift: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; a sampler needs at least 1")
+        if not 1 <= self.steps <= _MOST_STEPS:
+            raise ValueError(f"steps is {self.steps}; a sampler takes 1 to {_MOST_STEPS:,}")
         check_positive("shift", self.shift)
 
     @property
