@@ -25,7 +25,7 @@ COMMANDS = [words for line in LINES if (words := shlex.split(line, comments=True
 OURS = {
     " ".join(words): words[words.index("-m") + 2 :]
     for words in COMMANDS
-    if "snapgen_pl" in words and "--config" in words and "--run" not in words
+    if TRAINER_VERBS.keys() & {*words} and "--config" in words and "--run" not in words
 }.values()
 
 
