@@ -203,15 +203,15 @@ class Logged(L.Callback):
         # What the module logs: EMA's batch ends after this one's.
         found = {n: float(v) for n, v in metrics if n.startswith("train/") and n != "train/ema_half_life"}
         changed = {name: value for name, value in found.items() if value != self._last.get(name)}
-        self._last = found
+        self._last |= found
         if changed:
             self.values.append(changed)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"values": list(self.values)}
+        return {"values": list(self.values), "last": dict(self._last)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.values = list(state_dict["values"])
+        self.values, self._last = list(state_dict["values"]), dict(state_dict["last"])
 
 
 def train(made: Path, job: Job, processes: int) -> None:
