@@ -294,15 +294,17 @@ def test_bare_networks_never_wait_for_the_host(build: Callable[[], Denoiser]) ->
 def test_a_graph_replays_the_step(stage: Stage) -> None:
     device = torch.device("cuda")
     trained = []
-    for mode in ("eager", "graphed"):
+    for mode in ("compiled", "graphed"):
         torch.manual_seed(0)
         student, network = materialise(unet, device), teacher(device, 4)
         step = Step(stage, student, 3, network, SIZE, 2, Clock(), mode)
+        began = torch.cat([weight.detach().flatten() for weight in step.weights])
         call = whole_step(step)
         if mode == "graphed":
             call = captured(call)  # after three steps that warm up
         for _ in range(2 if mode == "graphed" else 5):
             call()
-        trained.append([weight.detach().cpu() for weight in step.weights])
-    for eager, graphed in zip(*trained, strict=True):
-        torch.testing.assert_close(graphed, eager, atol=2e-6, rtol=1e-3)
+        trained.append(torch.cat([weight.detach().flatten() for weight in step.weights]) - began)
+    compiled, graphed = trained
+    # A graph casts weights at each use, and adds up their gradients in fp32, not in bf16.
+    assert (graphed - compiled).norm() < 0.02 * compiled.norm()

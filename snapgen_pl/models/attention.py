@@ -7,18 +7,27 @@ Axes in names: B batch, S positions or tokens, N heads, K key/value heads, D hea
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from snapgen_pl.models.fusible import compiled, linear_halves
+
 ROPE_BASE = 10_000.0
 
 
-class RotaryTable(tuple[Tensor, Tensor]):
-    """Cosines and sines, each (S, D / 2)."""
+class RotaryTable(NamedTuple):
+    """What :func:`rotate` multiplies a head and its swapped halves by.
 
-    __slots__ = ()
+    Attributes:
+        cos_SD: each half of the width has the cosines of all pairs.
+        sin_SD: likewise the sines, in the first half with a minus.
+    """
+
+    cos_SD: Tensor
+    sin_SD: Tensor
 
 
 def _positions(count: int, step: float | None, device: torch.device) -> Tensor:
@@ -37,7 +46,8 @@ def _rotary_table(
         (rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)),
         dim=-1,
     ).flatten(0, 1)
-    return RotaryTable((angle.cos(), angle.sin()))
+    cos, sin = angle.cos(), angle.sin()
+    return RotaryTable(torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))
 
 
 _cached_rotary_table = lru_cache(maxsize=32)(_rotary_table)
@@ -55,8 +65,8 @@ def rotary_table(
         device: where to.
         step: from one position to the next, the grid's centre being 0; None for the integers from 0 on.
 
-    Eager calls are cached per size. A tracing compiler computes the table inside its graph, where it folds it:
-    a cache filled while tracing would hold fake tensors.
+    Eager calls are cached per size. A tracing compiler computes the table inside its graph: a cache filled while
+    tracing would hold fake tensors.
     """
     if torch.compiler.is_compiling():
         return _rotary_table(height, width, head_dim, device, step)
@@ -64,11 +74,11 @@ def rotary_table(
         return _cached_rotary_table(height, width, head_dim, device, step)
 
 
-def rotate(x_BNSD: Tensor, table: RotaryTable) -> Tensor:
+def rotate(x_BSND: Tensor, table: RotaryTable) -> Tensor:
     """Turns each pair (x_i, x_{i + D/2}) by its position's angle."""
-    cos, sin = (part.to(x_BNSD.dtype) for part in table)
-    first, second = x_BNSD.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    cos, sin = (part.to(x_BSND.dtype)[:, None] for part in table)
+    first, second = x_BSND.chunk(2, dim=-1)
+    return x_BSND * cos + torch.cat((second, first), dim=-1) * sin
 
 
 def attend(q_BNSD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask_BS: Tensor | None = None) -> Tensor:
@@ -113,12 +123,12 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BSC: Tensor, table: RotaryTable | None) -> Tensor:
         """Attends among positions; ``table`` turns queries and keys after their norm."""
-        qkv = self.qkv(x_BSC).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        qkv_BSND = self.qkv(x_BSC).unflatten(-1, (-1, self.head_dim))
+        q, k, v = qkv_BSND.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
         q, k = self.q_norm(q), self.k_norm(k)
         if table is not None:
             q, k = rotate(q, table), rotate(k, table)
-        out: Tensor = self.out(attend(q, k, v))
+        out: Tensor = self.out(attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)))
         return out
 
 
@@ -134,8 +144,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, x_BSC: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask_BS: Tensor | None) -> Tensor:
         """Attends from positions to context tokens."""
-        q = self.q(x_BSC).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        out: Tensor = self.out(attend(self.q_norm(q), k_BKSD, v_BKSD, mask_BS))
+        q_BSND = self.q_norm(self.q(x_BSC).unflatten(-1, (-1, self.head_dim)))
+        out: Tensor = self.out(attend(q_BSND.transpose(1, 2), k_BKSD, v_BKSD, mask_BS))
         return out
 
 
@@ -177,7 +187,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BSC: Tensor) -> Tensor:
         """(B, S, C) -> (B, S, C)."""
-        value, gate = self.proj(x_BSC).chunk(2, dim=-1)
+        if compiled():
+            value, gate = linear_halves(x_BSC, self.proj.weight, self.proj.bias)
+        else:
+            value, gate = self.proj(x_BSC).chunk(2, dim=-1)
         out: Tensor = self.out(value * F.gelu(gate))
         return out
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snapgen_pl.models.attention import RotaryTable, TransformerLayer, rotary_table
+from snapgen_pl.models.fusible import compiled, depthwise, doubled, group_norm, joined
 
 Convolution = Literal["dense", "separable"]
 GROUPS = 32
@@ -24,10 +25,20 @@ def conv3x3(kind: Convolution, in_channels: int, out_channels: int, stride: int 
     """
     if kind == "dense":
         return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)
-    return nn.Sequential(
-        nn.Conv2d(in_channels, in_channels, 3, stride, padding=1, groups=in_channels, bias=False),
-        nn.Conv2d(in_channels, out_channels, 1, bias=False),
-    )
+    return nn.Sequential(Depthwise(in_channels, stride), nn.Conv2d(in_channels, out_channels, 1, bias=False))
+
+
+class Depthwise(nn.Conv2d):
+    """3x3, a channel at a time, without bias."""
+
+    def __init__(self, channels: int, stride: int = 1) -> None:
+        super().__init__(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), or half of the height and width."""
+        if compiled() and self.stride == (1, 1):
+            return depthwise(x_BCHW, self.weight)
+        return super().forward(x_BCHW)
 
 
 def zero(module: nn.Module) -> None:
@@ -70,11 +81,32 @@ def embedding_mlp(in_dim: int, out_dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(in_dim, out_dim), nn.SiLU(), nn.Linear(out_dim, out_dim))
 
 
+class GroupNorm(nn.GroupNorm):
+    """In 32 groups."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__(GROUPS, channels, eps)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        if compiled():
+            return group_norm(x_BCHW, self.weight, self.bias, self.num_groups, self.eps)
+        return super().forward(x_BCHW)
+
+
+class NormSiLU(GroupNorm):
+    """GroupNorm, then SiLU."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return F.silu(super().forward(x_BCHW))
+
+
 class ResidualBlock(nn.Module):
     """GroupNorm-SiLU-conv + time, GroupNorm-SiLU-conv, and a 1x1 shortcut where the width changes.
 
     Args:
-        in_channels: channels in, a multiple of 32.
+        in_channels: channels in, those of a skip connection included; a multiple of 32.
         out_channels: channels out, a multiple of 32.
         embedding_dim: width of the time embedding.
         kind: dense or separable convolutions.
@@ -86,19 +118,24 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         inner = expansion * out_channels
-        self.norm1 = nn.GroupNorm(GROUPS, in_channels)
+        self.norm1 = NormSiLU(in_channels)
         self.conv1 = conv3x3(kind, in_channels, inner)
         self.time = nn.Linear(embedding_dim, inner)
-        self.norm2 = nn.GroupNorm(GROUPS, inner)
+        self.norm2 = NormSiLU(inner)
         self.conv2 = conv3x3(kind, inner, out_channels)
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
         zero(self.conv2)
 
-    def forward(self, x_BCHW: Tensor, time_BE: Tensor) -> Tensor:
-        """``time_BE`` is the time embedding after its SiLU, which all blocks share."""
-        h: Tensor = self.conv1(F.silu(self.norm1(x_BCHW)))
-        h = h + self.time(time_BE)[:, :, None, None]
-        out: Tensor = self.shortcut(x_BCHW) + self.conv2(F.silu(self.norm2(h)))
+    def forward(self, x_BCHW: Tensor, time_BE: Tensor, skip_BCHW: Tensor | None = None) -> Tensor:
+        """``time_BE`` is the time embedding after its SiLU, which all blocks share; a skip connection is joined here.
+
+        Where activations are recomputed, what is joined is not kept.
+        """
+        x = x_BCHW
+        if skip_BCHW is not None:
+            x = joined(x_BCHW, skip_BCHW) if compiled() else torch.cat((x_BCHW, skip_BCHW), dim=1)
+        h: Tensor = self.conv1(self.norm1(x)) + self.time(time_BE)[:, :, None, None]
+        out: Tensor = self.shortcut(x) + self.conv2(self.norm2(h))
         return out
 
 
@@ -133,7 +170,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.rope_side = rope_side
         self.rope_dim = head_dim if rope and self_attention else None
-        self.norm = nn.GroupNorm(GROUPS, channels, eps=1e-6)
+        self.norm = GroupNorm(channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels)
         self.layers = nn.ModuleList(
             TransformerLayer(channels, self_attention, kv_heads, head_dim, ffn_ratio, qk_norm) for _ in range(layers)
@@ -142,23 +179,32 @@ class Transformer(nn.Module):
         zero(self.proj_out)
 
     def forward(
-        self, x_BCHW: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], mask_BS: Tensor | None
+        self,
+        x_BCHW: Tensor,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        mask_BS: Tensor | None,
+        table: RotaryTable | None,
     ) -> Tensor:
-        """``keys`` and ``values`` hold one prepared tensor a layer."""
+        """``keys`` and ``values`` hold one prepared tensor a layer; ``table`` is that of :meth:`rotary_table`."""
         height, width = x_BCHW.shape[-2:]
-        table = self._rotary_table(height, width, x_BCHW.device)
         x_BSC: Tensor = self.proj_in(self.norm(x_BCHW).permute(0, 2, 3, 1).flatten(1, 2))
         for layer, key, value in zip(self.layers, keys, values, strict=True):
             x_BSC = layer(x_BSC, key, value, mask_BS, table)
         out: Tensor = self.proj_out(x_BSC).unflatten(1, (height, width)).permute(0, 3, 1, 2)
         return x_BCHW + out
 
-    def _rotary_table(self, height: int, width: int, device: torch.device) -> RotaryTable | None:
+    def rotary_table(self, x_BCHW: Tensor) -> RotaryTable | None:
+        """What turns queries and keys on a map of this size, computed once; None where nothing does.
+
+        Given from outside, a compiled region reads it, where it would compute it anew at each position.
+        """
         if self.rope_dim is None:
             return None
+        height, width = x_BCHW.shape[-2:]
         # By the area, so that rows and columns of an oblong map keep one scale.
         step = None if self.rope_side is None else self.rope_side / math.sqrt(height * width)
-        return rotary_table(height, width, self.rope_dim, device, step)
+        return rotary_table(height, width, self.rope_dim, x_BCHW.device, step)
 
 
 class Upsample(nn.Module):
@@ -170,5 +216,6 @@ class Upsample(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 2H, 2W)."""
-        out: Tensor = self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
+        larger = doubled(x_BCHW) if compiled() else F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest")
+        out: Tensor = self.conv(larger)
         return out

@@ -4,6 +4,16 @@ import torch
 
 from snapgen_pl.models.denoiser import Denoiser
 
+# Inductor would not keep a backward pass in channels_last, for it looks for convolutions' forward passes alone; and it
+# writes down pointwise work with many inputs where several read it. In the gradient of a GroupNorm that is a map in
+# fp32, written once and read three times, beside two in bf16 from which it is computed again.
+_INDUCTOR = {
+    "force_layout_optimization": True,
+    "realize_reads_threshold": 64,
+    "realize_acc_reads_threshold": 64,
+    "realize_opcount_threshold": 1000,
+}
+
 
 def compile_regions(denoiser: Denoiser, shapes: int = 1) -> None:
     """Compiles a denoiser in place, each region by itself; regions that are equal but for their weights share a graph.
@@ -21,4 +31,4 @@ def compile_regions(denoiser: Denoiser, shapes: int = 1) -> None:
     config.recompile_limit = max(config.recompile_limit, shapes * len(regions))
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, config.recompile_limit)
     for region in regions:
-        region.compile(dynamic=False)
+        region.compile(dynamic=False, options=_INDUCTOR)

@@ -4,9 +4,9 @@ SDXL's UNet is the base; every step from it to SnapGen is an argument, so each r
 configuration of this class (``experiments/imagenet256/ablation``).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from snapgen_pl.models.denoiser import VELOCITY, Conditioning, Denoiser, Prepare
 from snapgen_pl.models.layers import (
     GROUPS,
     Convolution,
+    NormSiLU,
     ResidualBlock,
     TimeEmbedding,
     Transformer,
@@ -74,14 +75,17 @@ class UNetBlock(nn.Module):
         self.transformer = transformer
         self.first_layer = first_layer
 
-    def forward(self, x_BCHW: Tensor, time_BE: Tensor, context: PreparedConditioning) -> Tensor:
-        """One block on a feature map."""
+    def forward(
+        self, x_BCHW: Tensor, time_BE: Tensor, context: PreparedConditioning, skip_BCHW: Tensor | None = None
+    ) -> Tensor:
+        """One block on a feature map; only residual blocks join a skip connection."""
         x = x_BCHW
         if self.residual is not None:
-            x = self.residual(x, time_BE)
+            x = self.residual(x, time_BE, skip_BCHW)
         if self.transformer is not None:
             own = slice(self.first_layer, self.first_layer + len(self.transformer.layers))
-            x = self.transformer(x, context.keys[own], context.values[own], context.mask_BS)
+            table = self.transformer.rotary_table(x)
+            x = self.transformer(x, context.keys[own], context.values[own], context.mask_BS, table)
         return x
 
 
@@ -202,14 +206,16 @@ class UNet(Denoiser):
                 self.upsample.append(Upsample(channels))
 
         self.context = ContextProjection(context_dim, layer_heads, head_dim, qk_norm)
-        self.norm_out = nn.GroupNorm(GROUPS, first.channels)
+        self.norm_out = NormSiLU(first.channels)
         self.conv_out = nn.Conv2d(first.channels, in_channels, 3, padding=1)
         zero(self.conv_out)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
 
     def regions(self) -> Iterator[nn.Module]:
-        """Residual blocks and transformers: unlike units, they do not know which context layers are theirs."""
-        return (part for part in self.modules() if isinstance(part, (ResidualBlock, Transformer)))
+        """Parts with norms or pointwise work; unlike units, they do not know which context layers are theirs."""
+        kinds = (ResidualBlock, Transformer, Upsample)
+        yield from (part for part in self.modules() if isinstance(part, kinds))
+        yield self.norm_out
 
     def prepare(self, conditioning: Conditioning) -> PreparedConditioning:
         """All keys and values of cross-attention, and the pooled vector's embedding.
@@ -230,7 +236,7 @@ class UNet(Denoiser):
         if conditioning.embedding_BE is not None:
             embedding = embedding + conditioning.embedding_BE
         time_BE = F.silu(embedding)
-        run = self._checkpointed if self.activation_checkpointing and torch.is_grad_enabled() else _run
+        run = _recomputed if self.activation_checkpointing and torch.is_grad_enabled() else _run
 
         x = self.conv_in(x_BCHW.contiguous(memory_format=torch.channels_last))
         skips = [x]
@@ -247,20 +253,21 @@ class UNet(Denoiser):
         yield "middle", x
         for i, blocks in enumerate(cast(Levels, self.up)):
             for block in blocks:
-                x = run(block, torch.cat((x, skips.pop()), dim=1), time_BE, conditioning)
+                x = run(block, x, time_BE, conditioning, skips.pop())
             yield f"up.{len(self.up) - 1 - i}", x
             if i < len(self.upsample):
                 x = self.upsample[i](x)
-        yield VELOCITY, self.conv_out(F.silu(self.norm_out(x)))
-
-    @staticmethod
-    def _checkpointed(block: UNetBlock, x_BCHW: Tensor, time_BE: Tensor, context: PreparedConditioning) -> Tensor:
-        out: Tensor = checkpoint(block, x_BCHW, time_BE, context, use_reentrant=False)
-        return out
+        yield VELOCITY, self.conv_out(self.norm_out(x))
 
 
-def _run(block: Callable[..., Tensor], x_BCHW: Tensor, time_BE: Tensor, context: PreparedConditioning) -> Tensor:
-    return block(x_BCHW, time_BE, context)
+def _run(block: UNetBlock, *inputs: Any) -> Tensor:
+    out: Tensor = block(*inputs)
+    return out
+
+
+def _recomputed(block: UNetBlock, *inputs: Any) -> Tensor:
+    out: Tensor = checkpoint(block, *inputs, use_reentrant=False)
+    return out
 
 
 def _check(stages: Sequence[Stage], head_dim: int, kv_heads: int | None) -> None:

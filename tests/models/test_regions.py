@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from snapgen_pl.models.layers import ResidualBlock, Transformer
+from snapgen_pl.models.layers import NormSiLU, ResidualBlock, Transformer, Upsample
 from snapgen_pl.models.peers.dit import DiT
 from snapgen_pl.models.preconditioned import Preconditioned
 from snapgen_pl.models.regions import compile_regions
@@ -23,7 +23,11 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.fx.GraphModul
         return graph.forward
 
     compile_module = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compile_module(self, backend=backend, **options))
+
+    def compiling(self: nn.Module, dynamic: bool, options: object) -> None:
+        compile_module(self, backend=backend, dynamic=dynamic)
+
+    monkeypatch.setattr(nn.Module, "compile", compiling)
     with torch._dynamo.config.patch(recompile_limit=8):
         yield made
 
@@ -35,7 +39,7 @@ def test_regions_do_not_overlap_and_hold_nearly_all_weights() -> None:
     inside = [parameter for region in regions for parameter in region.parameters()]
     assert len(inside) == len(set(inside))
     assert sum(weight.numel() for weight in inside) > 0.9 * sum(weight.numel() for weight in net.parameters())
-    assert {type(region) for region in regions} == {ResidualBlock, Transformer}
+    assert {type(region) for region in regions} == {ResidualBlock, Transformer, Upsample, NormSiLU}
 
 
 def test_equal_regions_share_a_graph_and_say_what_the_network_says(graphs: list[torch.fx.GraphModule]) -> None:
