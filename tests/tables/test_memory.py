@@ -211,7 +211,7 @@ def test_it_says_what_a_gpu_was_measured_to_hold(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["snapgen", "dit_xl_2"])
 def test_autograd_keeps_what_a_gpu_was_measured_to_hold(name: str) -> None:
     """Training steps of benchmarks.unet: weights, two moments, bf16 copies, activations; gradients come as these go."""
-    record = json.loads((experiments_dir() / "results" / "unet_cuda.json").read_text())
+    record = json.loads((experiments_dir() / "results" / "unet_cuda_64.json").read_text())
     (measured,) = [row for row in record["rows"][name] if row["task"] == "training" and not row["compiled"]]
     batch, subject = measured["batch"], SUBJECTS[name]
     with torch.device("meta"):
