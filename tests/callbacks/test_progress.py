@@ -51,6 +51,7 @@ def test_between_logged_steps_nothing_is_read_from_the_device(tmp_path: Path) ->
         max_steps=11,
         accelerator="cpu",
         logger=TensorBoardLogger(tmp_path),
+        default_root_dir=tmp_path,
         log_every_n_steps=EVERY,
         gradient_clip_val=1.0,
         callbacks=[reads, bar, Throughput(), EMA(), NonFinite(), LossesByTime()],
