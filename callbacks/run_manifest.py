@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
+from snapgen_pl.autoencoders.autoencoder import Autoencoder
 from snapgen_pl.config_files import Value, as_value, differences
 from snapgen_pl.data.source import OpenSource
 from snapgen_pl.provenance import describe_code, describe_machine
@@ -34,10 +35,10 @@ class RunManifest(L.Callback):
     """Keeps ``manifest.json`` in the run's folder: one entry a start in ``starts``, so resumes are told apart.
 
     Each start holds time, command, step, seed, git commit of the code and whether it was changed since, versions,
-    hardware, parameters, the data's fingerprint and classes, the teacher's identity where there is one, and the run
-    whose weights it began with. A resumed run must have the classes that it started with, since labels index them;
-    other data of the same classes, or another teacher, are warned of. A run begun anew in a used folder begins a new
-    manifest.
+    hardware, parameters, the data's fingerprint and classes, the identities of the autoencoder and the teacher where
+    there are any, and the run whose weights it began with. A resumed run must have the classes that it started with,
+    since labels index them; other data of the same classes, another autoencoder or another teacher are warned of. A run
+    begun anew in a used folder begins a new manifest.
     """
 
     @rank_zero_only
@@ -52,7 +53,8 @@ class RunManifest(L.Callback):
         starts = run.starts() if trainer.ckpt_path is not None and run.manifest.exists() else []
         if starts:
             _compare_data(run, starts[-1].get("data"), start["data"])
-            _compare_teachers(starts[-1].get("teacher"), start["teacher"])
+            for part in ("autoencoder", "teacher"):
+                _compare(part, starts[-1].get(part), start[part])
         run.folder.mkdir(parents=True, exist_ok=True)
         write_json({"starts": [*starts, start]}, run.manifest)
 
@@ -71,6 +73,7 @@ def _describe(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any
         "module": type(pl_module).__qualname__,
         "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
         "data": _data(trainer),
+        "autoencoder": _autoencoder(pl_module),
         "teacher": _teacher(pl_module),
         "init_from": getattr(pl_module, "began_from", None),
     }
@@ -94,14 +97,19 @@ def _data(trainer: L.Trainer) -> dict[str, Any] | None:
     }
 
 
+def _autoencoder(pl_module: L.LightningModule) -> dict[str, Value] | None:
+    autoencoder = getattr(pl_module, "autoencoder", None)
+    return as_value(autoencoder.identity()) if isinstance(autoencoder, Autoencoder) else None
+
+
 def _teacher(pl_module: L.LightningModule) -> dict[str, Value] | None:
     return as_value(pl_module.teacher.identity()) if isinstance(pl_module, HasTeacher) else None
 
 
-def _compare_teachers(before: dict[str, Value] | None, now: dict[str, Value] | None) -> None:
+def _compare(part: str, before: dict[str, Value] | None, now: dict[str, Value] | None) -> None:
     if before is not None and now is not None and (changed := differences(before, now)):
         listed = "; ".join(f"{change.key} was {change.old!r}, is {change.new!r}" for change in changed)
-        rank_zero_warn(f"the teacher changed since the run's last start: {listed}")
+        rank_zero_warn(f"the {part} changed since the run's last start: {listed}")
 
 
 def _compare_data(run: Run, before: Any, now: dict[str, Any] | None) -> None:

@@ -11,7 +11,8 @@ from jsonargparse import Namespace
 from torch import Tensor, nn
 
 from snapgen_pl import checkpoints
-from snapgen_pl.asked_size import check_size
+from snapgen_pl.asked_size import check_layers, check_size
+from snapgen_pl.autoencoders.autoencoder import ROUNDING, Autoencoder
 from snapgen_pl.config_files import Value, load_config
 from snapgen_pl.errors import ShortErrors, UsageError
 from snapgen_pl.runs import Run, find_run
@@ -72,6 +73,24 @@ class Trained(ABC):
         Raises:
             ValueError: where it does not say them.
         """
+
+    def latents(self) -> dict[str, str | int | float]:
+        """What the latents that it was trained on depend on: its autoencoder's identity, which is read for it.
+
+        What products were rounded to is left out: it makes no other latents.
+
+        Raises:
+            ValueError: where its autoencoder cannot be read.
+        """
+        try:
+            autoencoder: Autoencoder = self.build("a source of latents", autoencoder=Autoencoder).autoencoder
+            autoencoder.ready(self.folder, ())
+        except ValueError as error:
+            raise ValueError(
+                f"nothing tells which latents {self.folder} was trained on: it has no record of them, and the "
+                f"autoencoder that it declares cannot be read: {error}"
+            ) from error
+        return _without_rounding(autoencoder.identity())
 
     def build(self, purpose: str, **bases: type) -> Namespace:
         """Builds parts of its module, without their weights.
@@ -162,9 +181,18 @@ class TrainedRun(Trained):
     def build(self, purpose: str, **bases: type) -> Namespace:
         """See Trained.build; parts that are trained may be no larger than the checkpoint."""
         parts = {name: self.model[name] for name in bases if name in _TRAINED and name in self.model}
-        size = self.checkpoint.stat().st_size
-        check_size(lambda: built(parts, **dict.fromkeys(parts, nn.Module)), size, Run(self.folder).config)
+        config, size = Run(self.folder).config, self.checkpoint.stat().st_size
+        check_layers(parts, config)
+        check_size(lambda: built(parts, **dict.fromkeys(parts, nn.Module)), size, config)
         return super().build(purpose, **bases)
+
+    def latents(self) -> dict[str, str | int | float]:
+        """As its manifest says; see Trained.latents for manifests older than that."""
+        run = Run(self.folder)
+        match run.starts()[-1].get("autoencoder") if run.manifest.exists() else None:
+            case dict(identity):
+                return _without_rounding(identity)
+        return super().latents()
 
     def classes(self) -> tuple[str, ...]:
         """As its manifest says."""
@@ -173,6 +201,10 @@ class TrainedRun(Trained):
             case {"classes": [*classes]} if all(isinstance(name, str) for name in classes):
                 return tuple(classes)
         raise ValueError(f"{run.manifest} does not say what classes the run was trained on; put it back")
+
+
+def _without_rounding(identity: Mapping[str, Value]) -> dict[str, str | int | float]:
+    return {key: each for key, each in identity.items() if key not in ROUNDING and isinstance(each, str | int | float)}
 
 
 def fill_parts(module: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -49,19 +49,17 @@ def check_raw_latents(decoder: Trained, autoencoder: Autoencoder) -> None:
     """Refuses a decoder that was trained on other raw latents; their shift, scale and whitening are no matter.
 
     Args:
-        decoder: what it was trained in, whose autoencoder is read for it.
+        decoder: what it was trained in.
         autoencoder: whose latents it is to decode; ready.
 
     Raises:
-        ValueError: where the weights differ that the latents are of, or the other's cannot be read.
+        ValueError: where the weights differ that the latents are of, or nothing tells the other's.
     """
-    trained_on: Autoencoder = decoder.build("a decoder", autoencoder=Autoencoder).autoencoder
-    trained_on.ready(decoder.folder, ())
-    if trained_on.weights_digest() != autoencoder.weights_digest():
+    trained_on, own = str(decoder.latents().get("weights")), autoencoder.weights_digest()
+    if trained_on != own:
         raise ValueError(
-            f"the decoder of {decoder.folder} was trained on the latents of other weights "
-            f"({trained_on.weights_digest()[:12]}) than the autoencoder's ({autoencoder.weights_digest()[:12]}); give "
-            "one that was trained on these"
+            f"the decoder of {decoder.folder} was trained on the latents of other weights ({trained_on[:12]}) than "
+            f"the autoencoder's ({own[:12]}); give one that was trained on these"
         )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from snapgen_pl.asked_size import check_layers
 from snapgen_pl.conditioning.condition import TextStates
 from snapgen_pl.conditioning.encoder_weights import CONFIG, files_digest, inside, weight_files
 from snapgen_pl.conditioning.token_ids import token_ids
@@ -213,6 +214,7 @@ class TextEncoder(ABC):
             )
         if not all(key in config for key in self.sizes):
             raise ValueError(f"{file} must say {' and '.join(self.sizes)}; add them")
+        check_layers(config, file)  # for `parameters`, which needs no weights that would bound them
         return config
 
     def _tokens(self, tokens: int | None, positions: Sequence[int]) -> tuple[int, str]:

@@ -40,7 +40,7 @@ from snapgen_pl.modules.frozen import Frozen, make_ready
 from snapgen_pl.modules.training import Training, TrainingStep
 from snapgen_pl.pipeline.folder import open_trained
 from snapgen_pl.rng import Stream
-from snapgen_pl.starting_weights import begin
+from snapgen_pl.starting_weights import begin, check_latents
 
 VALIDATION_SEED = 0  # not the run's: validation losses compare across runs
 VALIDATION_BINS = 10
@@ -67,8 +67,9 @@ class Pretrain(Training):
         compile: compiles the denoiser with torch.compile.
         seed: seeds timesteps, noise and the dropping of conditions.
         init_from: folder of a run, or of a pipeline of diffusers, whose averaged weights denoiser and conditioner begin
-            with, and so their average; the stages follow one another so. What the autoencoder keeps in that folder goes
-            on too. A resumed run's checkpoint takes their place; give null where that folder is gone.
+            with, and so their average; the stages follow one another so. They must have been trained on the
+            autoencoder's latents; what that keeps in the folder goes on too. A resumed run's checkpoint takes their
+            place; give null where that folder is gone.
 
     Attributes:
         origin: of the weights, for records.
@@ -175,8 +176,8 @@ class Pretrain(Training):
         """Checks the data against the model, and makes the model ready for them.
 
         Raises:
-            ValueError: where they do not fit together, down to latents of another autoencoder and states of other text
-                encoders.
+            ValueError: where they do not fit together, down to latents of another autoencoder, states of other text
+                encoders, and weights to begin with that were trained on other latents.
         """
         data = self._data()
         if data.image_size != self.image_size:
@@ -207,6 +208,7 @@ class Pretrain(Training):
         data.check_autoencoder(self.autoencoder.identity())
         data.check_encoders(self.encoders())
         if before is not None:  # a checkpoint, where there is one, comes after
+            check_latents(before, self.autoencoder)
             parts = {"denoiser": self.denoiser, "conditioner": self.conditioner}
             rank_zero_info(begin(before, parts, "denoiser, conditioner and sigma_data"))
             self.began_from = before.weights_facts()

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from snapgen_pl.asked_size import check_size
+from snapgen_pl.asked_size import check_layers, check_size
 from snapgen_pl.config_files import Value
 from snapgen_pl.diffusers_weights import read_tensors
 from snapgen_pl.errors import UsageError
@@ -59,9 +59,11 @@ def check_fits(network: Value, folder: Path) -> None:
     Raises:
         ValueError: where weights are missing or damaged, or fill less than it asks for; or as :func:`check_classes`.
     """
+    config = folder / "config.json"
     check_classes(network)
+    check_layers(network, config)
     size = sum(tensor.nbytes for tensor in read_tensors(folder).values())
-    check_size(lambda: built({"part": network}, part=nn.Module), size, folder / "config.json")
+    check_size(lambda: built({"part": network}, part=nn.Module), size, config)
 
 
 @contextmanager

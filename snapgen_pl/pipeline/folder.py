@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from snapgen_pl.autoencoders.kl import KL
@@ -75,6 +76,13 @@ class PipelineFolder(Trained):
     def weights_facts(self) -> dict[str, Value]:
         """The folder, and the digest of all that is trained in it."""
         return {"pipeline": str(self.folder), "sha256": tensors_digest(self.weights()), "weights": "EMA"}
+
+    def latents(self) -> dict[str, str | int | float]:
+        """See Trained.latents; without the weights' digest where they were rounded, and so are not those it was of."""
+        found = super().latents()
+        if {tensor.dtype for tensor in read_tensors(self.folder / AUTOENCODER).values()} != {torch.float32}:
+            del found["weights"]
+        return found
 
     def classes(self) -> tuple[str, ...]:
         """As its conditioner says."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from snapgen_pl.asked_size import check_layers
 from snapgen_pl.autoencoders.autoencoder import Autoencoder
 from snapgen_pl.autoencoders.patch_pca import PatchPCA
 from snapgen_pl.conditioning.conditioner import Conditioner
@@ -257,4 +258,5 @@ def _read(folder: Path) -> dict[str, Value]:
     if not file.is_file():
         raise ValueError(f"no config.json in {folder}; give the folder that diffusers saved")
     read: dict[str, Value] = json.loads(file.read_text(encoding="utf-8"))
+    check_layers(read, file)
     return read

@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from torch import nn
 
-from snapgen_pl.autoencoders.autoencoder import ROUNDING, Autoencoder
 from snapgen_pl.conditioning.conditioner import Conditioner
 from snapgen_pl.digest import tensors_digest, values_digest
 from snapgen_pl.flow.guidance import Guidance
@@ -49,10 +48,8 @@ class RunTeacher(Teacher):
         super().__init__(preconditioned(parts.denoiser, sigma_data), parts.conditioner, guidance)
 
     def latents(self) -> Mapping[str, str | int | float]:
-        """The identity of the run's autoencoder, which is read for it."""
-        autoencoder: Autoencoder = self._run.build("a teacher", autoencoder=Autoencoder).autoencoder
-        autoencoder.ready(self._run.folder, ())
-        return {key: value for key, value in autoencoder.identity().items() if key not in ROUNDING}
+        """The identity of the run's autoencoder."""
+        return self._run.latents()
 
     def _read(self, folder: Path, classes: tuple[str, ...]) -> list[str]:
         own = self._run.classes() if self.takes == "label" else ()

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
+from snapgen_pl.asked_size import check_layers
 from snapgen_pl.autoencoders.kl import KL
 from snapgen_pl.conditioning.conditioner import Conditioner
 from snapgen_pl.diffusers_weights import WEIGHTS, read_tensors
@@ -66,7 +67,7 @@ class SD3Teacher(Teacher):
         try:
             with torch.device("meta"):
                 denoiser = MMDiT.from_config(self._config)
-        except ValueError as error:
+        except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:  # values may be anything
             raise ValueError(f"{self._place()} holds no teacher: {error}") from error
         super().__init__(denoiser, conditioner, guidance)
 
@@ -133,6 +134,8 @@ class SD3Teacher(Teacher):
             config: dict[str, Any] = SD3Transformer2DModel.load_config(folder)
         except OSError as error:
             raise ValueError(f"no {CONFIG} of a transformer in {self._place()}; give a pipeline's folder") from error
+        # The weights may not be here yet, to hold its size against; `fill` does.
+        check_layers(config, folder / CONFIG)
         return config
 
     def _folder(self) -> Path:

@@ -214,6 +214,12 @@ def test_a_decoder_of_the_latents_of_other_weights_is_refused(
     exported_classes: Exported, decoder_run: Path, tmp_path: Path
 ) -> None:
     other = copied(decoder_run, tmp_path)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["starts"][-1]["autoencoder"]["weights"] = "0" * 64
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"was trained on the latents of other weights \(0{12}\)"):
+        WithDecoder(PatchPCA(4, 4), str(other)).ready(exported_classes.run, ())
+    (other / "manifest.json").unlink()  # as of before it told
     save_file(load_file(other / FILE) | {"std": torch.ones(4)}, other / FILE)
     with pytest.raises(ValueError, match="was trained on the latents of other weights"):
         WithDecoder(PatchPCA(4, 4), str(other)).ready(exported_classes.run, ())

@@ -177,7 +177,9 @@ def test_a_teacher_of_other_latents_is_refused_before_training(images: Path, run
     data = pretrain_run.image_data(images)
     data.setup("fit")
     autoencoder.ready(tmp_path / "elsewhere", [255 - batch.image_BCHW for batch in data.training_images(24)])
-    shutil.copy(tmp_path / "elsewhere" / "autoencoder.safetensors", other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["starts"][-1]["autoencoder"] = autoencoder.identity()
+    (other / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"weights is .* of the teacher's"):
         train(distill(other), images, tmp_path / "run", 1)
     assert not (tmp_path / "run" / LAST).exists()

@@ -1,11 +1,14 @@
+import json
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from callbacks.run_manifest import RunManifest
 from snapgen_pl.autoencoders.autoencoder import Posterior
-from snapgen_pl.autoencoders.patch_pca import PatchPCA
+from snapgen_pl.autoencoders.patch_pca import FILE, PatchPCA
 from snapgen_pl.conditioning.class_tokens import ClassTokens
 from snapgen_pl.data.buckets import Buckets
 from snapgen_pl.data.datamodule import ImageData
@@ -154,6 +157,20 @@ def test_parts_that_do_not_fit_are_refused_with_the_remedy(images: Path, tmp_pat
     small = ImageData(ImageFolder(images), image_size=16, batch_size=8)
     with pytest.raises(ValueError, match=r"data\.image_size is 16, model\.image_size 32"):
         sample_run.trainer(tmp_path, []).fit(good, datamodule=small)
+
+
+def test_a_manifest_tells_the_latents_and_a_resumed_run_is_told_where_they_changed(tmp_path: Path) -> None:
+    drawn, run = pretrain_run.draw_images(tmp_path / "images"), tmp_path / "run"
+    pretrain_run.train(drawn, run, 1, callbacks=[RunManifest()])
+    kept = PatchPCA(patch=4, channels=4)
+    kept.load(run / FILE)
+    (start,) = json.loads((run / "manifest.json").read_text())["starts"]
+    assert start["autoencoder"] == kept.identity()
+    save_file(load_file(run / FILE) | {"std": torch.ones(4)}, run / FILE)
+    with pytest.warns(
+        UserWarning, match=r"the autoencoder changed since the run's last start: weights was '\w{64}', is"
+    ):
+        pretrain_run.train(drawn, run, 2, resume=True, callbacks=[RunManifest()])
 
 
 def test_latents_are_decoded_in_the_autoencoders_own_precision(images: Path, tmp_path: Path) -> None:

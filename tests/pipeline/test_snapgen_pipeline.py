@@ -194,7 +194,7 @@ def test_pickled_and_missing_weights_are_refused(class_pipeline: Path, tmp_path:
 @pytest.mark.parametrize(
     ("place", "changed"),
     [
-        ("unet", {"middle_layers": 10**9}),
+        ("unet", {"middle_layers": 1000}),
         ("conditioner", {"num_classes": 10**12}),
         ("vae", {"patch": 10**6}),
     ],
@@ -214,7 +214,7 @@ def test_a_part_that_asks_for_more_than_its_weights_is_refused(
 
 
 def test_so_is_what_diffusers_and_transformers_load(text_pipeline: Path, tmp_path: Path) -> None:
-    for place, changed in (("text_encoder", {"num_hidden_layers": 10**9}), ("vae", {"layers_per_block": 10**9})):
+    for place, changed in (("text_encoder", {"num_hidden_layers": 1000}), ("vae", {"layers_per_block": 1000})):
         copy = Path(shutil.copytree(text_pipeline, tmp_path / place))
         file = copy / place / "config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | changed))

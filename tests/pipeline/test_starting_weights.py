@@ -12,13 +12,16 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
 from snapgen_pl.__main__ import main
+from snapgen_pl.autoencoders.autoencoder import Autoencoder
+from snapgen_pl.autoencoders.kl import KL
 from snapgen_pl.autoencoders.patch_pca import FILE, PatchPCA
 from snapgen_pl.conditioning.class_tokens import ClassTokens
 from snapgen_pl.drawing import built_module
 from snapgen_pl.pipeline.folder import open_trained
-from snapgen_pl.starting_weights import begin
+from snapgen_pl.starting_weights import begin, check_latents
 from snapgen_pl.trained_run import open_run
-from tests.pipeline.conftest import WEIGHTS
+from tests.pipeline.conftest import WEIGHTS, export, with_arguments
+from tests.tiny_kl import kl
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,85 @@ def test_other_latents_are_refused_before_anything_is_kept(
     save_file(load_file(tmp_path / FILE) | {"mean": torch.ones(48)}, tmp_path / FILE)
     with pytest.raises(ValueError, match=r"makes other latents than .*vae.*choose another --name, or go on"):
         PatchPCA(4, 4).take_over(class_pipeline, tmp_path)
+
+
+def ready(autoencoder: Autoencoder, folder: Path) -> Autoencoder:
+    autoencoder.ready(folder, ())
+    return autoencoder
+
+
+def autoencoder_of(text_run: Path) -> Path:
+    """The folder of its AutoencoderKL, which has shift 0.06 and scale 1.5."""
+    return text_run.parent / "sd3" / "vae"
+
+
+def without_record(run: Path, folder: Path) -> Path:
+    """A copy of a run as of before manifests named autoencoders."""
+    copy = Path(shutil.copytree(run, folder / "older"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    assert manifest["starts"][-1].pop("autoencoder")["channels"] == 4
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy
+
+
+def test_weights_of_other_latents_are_no_start_and_those_of_the_same_are_wherever_they_lie(
+    class_run: Path, text_run: Path, text_pipeline: Path, tmp_path: Path
+) -> None:
+    own = str(shutil.copytree(autoencoder_of(text_run), tmp_path / "elsewhere"))
+    other = kl(scaling_factor=1.5, shift_factor=0.06)
+    with torch.no_grad():
+        other.encoder.conv_in.weight.mul_(1.5)
+    other.save_pretrained(tmp_path / "other")
+    same = [ready(KL(own), tmp_path), ready(KL(own, dtype="bfloat16", tf32=True), tmp_path)]
+    strangers = {
+        r"scale is 1\.5 there, 0\.18 here\. Set model\.autoencoder": KL(own, scale=0.18),
+        r"shift is 0\.06 there, 0\.0 here\. Set": KL(own, shift=0.0),
+        r"weights is '\w{64}' there, '\w{64}' here\. Set": KL(str(tmp_path / "other")),
+        r"class is 'KL' there, 'PatchPCA' here": PatchPCA(4, 4),
+    }
+    for source in (text_run, without_record(text_run, tmp_path), text_pipeline):
+        trained = open_trained(str(source))
+        for autoencoder in same:
+            check_latents(trained, autoencoder)
+        for said, autoencoder in strangers.items():
+            with pytest.raises(ValueError, match=rf"init_from {source}: .* on other latents than those.*: .*{said}"):
+                check_latents(trained, ready(autoencoder, class_run))
+
+
+def test_a_run_knows_its_latents_without_its_autoencoder_unless_it_is_older(text_run: Path, tmp_path: Path) -> None:
+    """Which a copy on another machine is."""
+    network = {"class_path": "snapgen_pl.autoencoders.kl.KL", "init_args": {"path": str(tmp_path / "gone")}}
+    moved = with_arguments(text_run, tmp_path, autoencoder=network)
+    autoencoder = ready(KL(str(autoencoder_of(text_run))), tmp_path)
+    check_latents(open_run(str(moved)), autoencoder)
+    older = without_record(moved, tmp_path)
+    with pytest.raises(ValueError, match=rf"(?s)nothing tells which latents {older} was trained.*no folder .*gone"):
+        check_latents(open_run(str(older)), autoencoder)
+
+
+def test_of_a_rounded_autoencoder_all_but_its_weights_is_compared(text_run: Path, tmp_path: Path) -> None:
+    folder = str(autoencoder_of(text_run))
+    network = {"class_path": "snapgen_pl.autoencoders.kl.KL", "init_args": {"path": folder, "dtype": "bfloat16"}}
+    pipeline = export(with_arguments(text_run, tmp_path, autoencoder=network), tmp_path / "pipeline")
+    with pytest.warns(UserWarning, match="the pipeline .* does not tell which weights its autoencoder had"):
+        check_latents(open_trained(str(pipeline)), ready(KL(folder), tmp_path))
+    with (
+        pytest.warns(UserWarning, match="before they were rounded"),
+        pytest.raises(
+            ValueError, match=r"other latents than those of model\.autoencoder: scale is 1\.5 there, 2\.0 here"
+        ),
+    ):
+        check_latents(open_trained(str(pipeline)), ready(KL(folder, scale=2.0), tmp_path))
+
+
+def test_training_does_not_begin_in_other_latents(
+    class_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--config", str(class_run / "config.yaml"), "--runs", str(tmp_path), "--name", "whitened"]
+    words += ["--model.init_from", str(class_run), "--model.autoencoder.whitening", "0.9"]
+    assert main(["fit", *words]) != 0
+    assert "whitening is 0.5 there, 0.9 here. Set model.autoencoder to that run's" in capsys.readouterr().err
+    assert not (tmp_path / "whitened" / "last.ckpt").exists()
 
 
 def test_a_folder_that_is_neither_is_refused(tmp_path: Path) -> None:

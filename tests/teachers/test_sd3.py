@@ -299,6 +299,12 @@ def test_what_cannot_serve_is_refused_before_weights_are_read(folder: Path, tmp_
         teacher(folder, subfolder="vae2")
     with pytest.raises(ValueError, match=r"holds no teacher: the configuration is of a AutoencoderKL"):
         teacher(folder, subfolder="vae")
+    config = json.loads((folder / "transformer" / "config.json").read_text())
+    (tmp_path / "odd").mkdir()
+    for changed in ({"num_layers": "3"}, {"patch_size": 0}, {"joint_attention_dim": 10**18}, {"in_channels": -1}):
+        (tmp_path / "odd" / "config.json").write_text(json.dumps(config | changed))
+        with pytest.raises(ValueError, match=r"odd holds no teacher: "):
+            SD3Teacher(conditioner(), str(tmp_path), subfolder="odd", autoencoder_subfolder=str(folder / "vae"))
     with pytest.raises(ValueError, match=r"no config\.json of an autoencoder"):
         teacher(folder, autoencoder_subfolder="vae2")
     with pytest.raises(ValueError, match="give the folder of a downloaded network"):
