@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 
 def compiled() -> bool:
-    """Whether torch.compile traces a pass whose gradients are wanted. An exporter wants none."""
-    return torch.compiler.is_compiling() and torch.is_grad_enabled()
+    """Whether torch.compile traces a pass whose gradients are wanted. torch.export does not, but in its strict mode."""
+    return torch.compiler.is_dynamo_compiling() and torch.is_grad_enabled()
 
 
 def group_norm(x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, groups: int, eps: float) -> Tensor:

@@ -6,10 +6,11 @@ from snapgen_pl.models.denoiser import Denoiser
 
 # Inductor would not keep a backward pass in channels_last, for it looks for convolutions' forward passes alone; and it
 # writes down pointwise work with many inputs where several read it. In the gradient of a GroupNorm that is a map in
-# fp32, written once and read three times, beside two in bf16 from which it is computed again.
+# fp32, written once and read three times, beside two in bf16 from which it is computed again. Above 8 it would add up a
+# transformer's branches anew for each norm, where no gradients are wanted.
 _INDUCTOR = {
     "force_layout_optimization": True,
-    "realize_reads_threshold": 64,
+    "realize_reads_threshold": 8,
     "realize_acc_reads_threshold": 64,
     "realize_opcount_threshold": 1000,
 }

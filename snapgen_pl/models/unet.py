@@ -6,7 +6,7 @@ configuration of this class (``experiments/imagenet256/ablation``).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -260,13 +260,17 @@ class UNet(Denoiser):
         yield VELOCITY, self.conv_out(self.norm_out(x))
 
 
-def _run(block: UNetBlock, *inputs: Any) -> Tensor:
-    out: Tensor = block(*inputs)
+def _run(
+    block: UNetBlock, x_BCHW: Tensor, time_BE: Tensor, context: PreparedConditioning, skip_BCHW: Tensor | None = None
+) -> Tensor:
+    out: Tensor = block(x_BCHW, time_BE, context, skip_BCHW)
     return out
 
 
-def _recomputed(block: UNetBlock, *inputs: Any) -> Tensor:
-    out: Tensor = checkpoint(block, *inputs, use_reentrant=False)
+def _recomputed(
+    block: UNetBlock, x_BCHW: Tensor, time_BE: Tensor, context: PreparedConditioning, skip_BCHW: Tensor | None = None
+) -> Tensor:
+    out: Tensor = checkpoint(block, x_BCHW, time_BE, context, skip_BCHW, use_reentrant=False)
     return out
 
 

@@ -3,11 +3,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from snapgen_pl.models.layers import NormSiLU, ResidualBlock, Transformer, Upsample
 from snapgen_pl.models.peers.dit import DiT
 from snapgen_pl.models.preconditioned import Preconditioned
-from snapgen_pl.models.regions import compile_regions
+from snapgen_pl.models.regions import _INDUCTOR, compile_regions
 from snapgen_pl.models.unet import UNet
 from tests.models.test_unet import inputs, small_unet
 
@@ -65,6 +66,29 @@ def test_gradients_are_those_of_the_network(graphs: list[torch.fx.GraphModule]) 
     for wanted, made in zip(net.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(made.grad, wanted.grad)
     assert graphs
+
+
+def test_torchs_own_operations_serve_passes_without_gradients_alone(graphs: list[torch.fx.GraphModule]) -> None:
+    net, asked = small_unet(), inputs()
+    compile_regions(net)
+    own = {F.group_norm, F.interpolate}
+    net(*asked)
+    assert not own & called(graphs)
+    with torch.no_grad():
+        net(*asked)
+    assert own < called(graphs)
+
+
+def called(graphs: list[torch.fx.GraphModule]) -> set[object]:
+    return {node.target for graph in graphs for node in graph.graph.nodes}
+
+
+def test_inductor_knows_what_it_is_told() -> None:
+    """It refuses options that it does not know where it is made, before anything is compiled."""
+    made = torch.compile(nn.Identity(), dynamic=False, options=dict(_INDUCTOR))
+    assert made is not None
+    with pytest.raises(RuntimeError, match="no_option"):
+        torch.compile(nn.Identity(), dynamic=False, options={"no_option": 1})
 
 
 def test_more_shapes_than_dynamo_allows_a_function_are_compiled_too(graphs: list[torch.fx.GraphModule]) -> None:
