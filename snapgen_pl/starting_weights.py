@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from snapgen_pl.autoencoders.autoencoder import ROUNDING, Autoencoder
+from snapgen_pl.autoencoders.autoencoder import Autoencoder, without_rounding
 from snapgen_pl.config_files import as_value, differences
 from snapgen_pl.trained_run import Trained, fill_parts
 
@@ -49,13 +49,13 @@ def check_latents(source: Trained, autoencoder: Autoencoder) -> None:
         ValueError: naming what differs, or where nothing tells the source's latents.
     """
     theirs = as_value(source.latents())
-    own = as_value({key: value for key, value in autoencoder.identity().items() if key not in ROUNDING})
-    if "weights" not in theirs:
+    own = as_value(without_rounding(autoencoder.identity()))
+    if theirs.get("weights") != own["weights"] and source.autoencoder_rounded():
         rank_zero_warn(
             f"{source.origin} does not tell which weights its autoencoder had before they were rounded: whether they "
             "are those of model.autoencoder is not known; all else that latents depend on is compared"
         )
-        del own["weights"]
+        own["weights"] = theirs.get("weights")
     if changed := differences(theirs, own):
         listed = "; ".join(f"{change.key} is {change.old!r} there, {change.new!r} here" for change in changed)
         raise ValueError(

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from snapgen_pl import checkpoints
 from snapgen_pl.asked_size import check_layers, check_size
-from snapgen_pl.autoencoders.autoencoder import ROUNDING, Autoencoder
+from snapgen_pl.autoencoders.autoencoder import Autoencoder, without_rounding
 from snapgen_pl.config_files import Value, load_config
 from snapgen_pl.errors import ShortErrors, UsageError
+from snapgen_pl.last_start import LastStart
 from snapgen_pl.runs import Run, find_run
 
 # Parts of modules that are trained, and so in checkpoints.
@@ -90,7 +91,11 @@ class Trained(ABC):
                 f"nothing tells which latents {self.folder} was trained on: it has no record of them, and the "
                 f"autoencoder that it declares cannot be read: {error}"
             ) from error
-        return _without_rounding(autoencoder.identity())
+        return without_rounding(autoencoder.identity())
+
+    def autoencoder_rounded(self) -> bool:
+        """Whether its autoencoder's weights were rounded after it was trained, and are not those of its latents."""
+        return False
 
     def build(self, purpose: str, **bases: type) -> Namespace:
         """Builds parts of its module, without their weights.
@@ -189,10 +194,8 @@ class TrainedRun(Trained):
     def latents(self) -> dict[str, str | int | float]:
         """As its manifest says; see Trained.latents for manifests older than that."""
         run = Run(self.folder)
-        match run.starts()[-1].get("autoencoder") if run.manifest.exists() else None:
-            case dict(identity):
-                return _without_rounding(identity)
-        return super().latents()
+        identity = LastStart(self.folder).said(dict, "autoencoder") if run.manifest.exists() else None
+        return super().latents() if identity is None else without_rounding(identity)
 
     def classes(self) -> tuple[str, ...]:
         """As its manifest says."""
@@ -201,10 +204,6 @@ class TrainedRun(Trained):
             case {"classes": [*classes]} if all(isinstance(name, str) for name in classes):
                 return tuple(classes)
         raise ValueError(f"{run.manifest} does not say what classes the run was trained on; put it back")
-
-
-def _without_rounding(identity: Mapping[str, Value]) -> dict[str, str | int | float]:
-    return {key: each for key, each in identity.items() if key not in ROUNDING and isinstance(each, str | int | float)}
 
 
 def fill_parts(module: nn.Module, weights: Mapping[str, Tensor]) -> None:

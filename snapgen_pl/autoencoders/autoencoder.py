@@ -1,17 +1,21 @@
 """The contract of autoencoders: image -> posterior over raw latents; raw latent <-> final latent; raw -> image."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
 from snapgen_pl import rng
 from snapgen_pl.digest import tensors_digest
 
-# Of an identity, what products are rounded to: latents differ by it, but it makes no other latents.
-ROUNDING = ("dtype", "tf32")
+V = TypeVar("V")
+
+
+def without_rounding(identity: Mapping[str, V]) -> dict[str, V]:
+    """Of an autoencoder's identity all but what products are rounded to: that makes no other latents."""
+    return {key: value for key, value in identity.items() if key not in ("dtype", "tf32")}
 
 
 class Posterior(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from snapgen_pl import rng
 from snapgen_pl.at_least import check_at_least
-from snapgen_pl.autoencoders.autoencoder import ROUNDING
+from snapgen_pl.autoencoders.autoencoder import without_rounding
 from snapgen_pl.data.bucketed import BucketOrder, BucketSamples, bucket_of, even_bucket_batches, joined
 from snapgen_pl.data.buckets import Buckets
 from snapgen_pl.data.conditions import Captioned, Captions, Conditions, Labels
@@ -293,11 +293,12 @@ class ImageData(L.LightningDataModule):
         latents = self.source.train
         if not isinstance(latents, LatentSet):
             return
+        # What products were rounded to then need not bind those who decode now.
+        stored, own = without_rounding(latents.autoencoder), without_rounding(identity)
         wrong = [
-            f"{key} is {latents.autoencoder.get(key)!r} in the latents' manifest, {identity.get(key)!r} in the run"
-            for key in dict.fromkeys([*latents.autoencoder, *identity])
-            # What products were rounded to then need not bind those who decode now.
-            if key not in ROUNDING and latents.autoencoder.get(key) != identity.get(key)
+            f"{key} is {stored.get(key)!r} in the latents' manifest, {own.get(key)!r} in the run"
+            for key in dict.fromkeys([*stored, *own])
+            if stored.get(key) != own.get(key)
         ]
         if wrong:
             raise ValueError(

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from snapgen_pl.autoencoders.autoencoder import ROUNDING, Autoencoder
+from snapgen_pl.autoencoders.autoencoder import Autoencoder, without_rounding
 from snapgen_pl.conditioning.condition import Condition
 from snapgen_pl.conditioning.conditioner import Conditioner
 from snapgen_pl.config_files import Value, as_value
@@ -199,7 +199,7 @@ class Distill(Pretrain):
         """What the teacher's outputs depend on besides the images: the teacher, and how x_t and t are drawn."""
         data, autoencoder = self._data(), self.autoencoder.identity()
         if isinstance(data.source.train, LatentSet):  # whoever trains on latents decodes as he likes
-            autoencoder = {key: value for key, value in autoencoder.items() if key not in ROUNDING}
+            autoencoder = without_rounding(autoencoder)
         return as_value(
             {
                 "teacher": self.teacher.identity(),

@@ -77,12 +77,9 @@ class PipelineFolder(Trained):
         """The folder, and the digest of all that is trained in it."""
         return {"pipeline": str(self.folder), "sha256": tensors_digest(self.weights()), "weights": "EMA"}
 
-    def latents(self) -> dict[str, str | int | float]:
-        """See Trained.latents; without the weights' digest where they were rounded, and so are not those it was of."""
-        found = super().latents()
-        if {tensor.dtype for tensor in read_tensors(self.folder / AUTOENCODER).values()} != {torch.float32}:
-            del found["weights"]
-        return found
+    def autoencoder_rounded(self) -> bool:
+        """As their type says."""
+        return {tensor.dtype for tensor in read_tensors(self.folder / AUTOENCODER).values()} != {torch.float32}
 
     def classes(self) -> tuple[str, ...]:
         """As its conditioner says."""
